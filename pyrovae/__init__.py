@@ -1,0 +1,35 @@
+"""Variational autoencoders as probabilistic programs, whose evidence bound is measured."""
+
+from pyrovae import (
+    data,
+    evidence,
+    importance,
+    likelihoods,
+    nets,
+    objectives,
+    pairs,
+    plots,
+    posteriors,
+    priors,
+)
+from pyrovae.importance import log_weights
+from pyrovae.pairs import VAE, build
+from pyrovae.training import fit, load
+
+__all__ = [
+    "VAE",
+    "build",
+    "data",
+    "evidence",
+    "fit",
+    "importance",
+    "likelihoods",
+    "load",
+    "log_weights",
+    "nets",
+    "objectives",
+    "pairs",
+    "plots",
+    "posteriors",
+    "priors",
+]

@@ -1,0 +1,279 @@
+"""The command line. It holds no logic that the library lacks."""
+
+import functools
+import json
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and look at variational autoencoders written as Pyro programs.",
+)
+
+Options = list[str] | None
+
+
+def main() -> None:
+    """Run the command line: exit 0, 1 (it failed), 2 (the request was wrong) or 130 (stopped)."""
+    app()
+
+
+def command(function: Callable) -> Callable:
+    """Make a command of a function: one message in place of a traceback, and its exit status."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (ValueError, FileNotFoundError) as error:
+            _fail(error, 2)
+        except (RuntimeError, OSError, ArithmeticError) as error:
+            if isinstance(error, typer.Exit):
+                raise
+            _fail(error, 1)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+
+    return app.command()(wrapped)
+
+
+def _fail(error: object, code: int) -> None:
+    say(f"Error: {error}")
+    raise typer.Exit(code) from None
+
+
+def say(message: str) -> None:
+    """Print a line for people, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Let a TOML file give defaults to the options that the command line does not name."""
+    if path is None:
+        return None
+    try:
+        given = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise typer.BadParameter(f"expected a TOML file at {path}; there is none") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise typer.BadParameter(f"expected TOML in {path}; {error}") from None
+    known = {p.name for p in context.command.params} - {"config"}
+    values = {key.replace("-", "_"): value for key, value in given.items()}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise typer.BadParameter(
+            f"expected the keys of {path} to be options of train, such as latent-dim; got "
+            f"{', '.join(unknown)}"
+        )
+    if isinstance(values.get("hidden"), list):
+        values["hidden"] = ",".join(map(str, values["hidden"]))
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
+
+def _options(name: str, pairs: Options) -> dict[str, Any]:
+    """Parse "key=value" options; a value is JSON where it parses, and text otherwise."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise ValueError(f"expected {name} key=value; got {pair!r}")
+        try:
+            parsed[key.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[key.replace("-", "_")] = value
+    return parsed
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(w) for w in text.split(",") if w.strip())
+    except ValueError:
+        raise ValueError(
+            f"expected --hidden to be whole numbers such as 300,300; got {text!r}"
+        ) from None
+
+
+def _device(name: str | None) -> str | None:
+    import torch
+
+    if name is None:
+        return None
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"expected --device to name a device of this machine: {reason}") from None
+    return name
+
+
+@command
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, or a .npy, .npz or .csv file.")
+    ] = "digits",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where torchvision's data lie (else $PYROVAE_DATA).")
+    ] = None,
+    download: Annotated[bool, typer.Option(help="Download the data if they are absent.")] = False,
+    binarize: Annotated[str, typer.Option(help="none, threshold, static or dynamic.")] = "none",
+    validation: Annotated[
+        int | None, typer.Option(help="Rows that validate; 0 trains on all.")
+    ] = None,
+    prior: Annotated[str, typer.Option(help="p(z), a class of priors.")] = "standard-normal",
+    likelihood: Annotated[
+        str | None, typer.Option(help="p(x|z), a class of likelihoods; digits: binomial.")
+    ] = None,
+    posterior: Annotated[
+        str, typer.Option(help="q(z|x), a class of posteriors.")
+    ] = "mean-field-normal",
+    objective: Annotated[
+        str, typer.Option(help="trace-mean-field, trace, manual, ...")
+    ] = "trace-mean-field",
+    net: Annotated[str, typer.Option(help="mlp or gated-mlp.")] = "mlp",
+    hidden: Annotated[str, typer.Option(help="Widths of the encoder's layers.")] = "400",
+    latent_dim: Annotated[int, typer.Option(help="Length of z.")] = 10,
+    prior_option: Annotated[
+        Options, typer.Option(metavar="KEY=VALUE", help="Option of the prior; repeat.")
+    ] = None,
+    likelihood_option: Annotated[
+        Options, typer.Option(metavar="KEY=VALUE", help="Of the likelihood: variance=fixed:0.1.")
+    ] = None,
+    posterior_option: Annotated[
+        Options, typer.Option(metavar="KEY=VALUE", help="Option of the posterior.")
+    ] = None,
+    net_option: Annotated[
+        Options, typer.Option(metavar="KEY=VALUE", help="Option of the nets: activation=tanh.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 100,
+    batch_size: Annotated[int, typer.Option(help="Data a step.")] = 128,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of weights, order and draws.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of these options.", callback=_from_file, is_eager=True),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory; by default the next free runs/NAME-N.")
+    ] = None,
+) -> None:
+    """Train a VAE, and write its weights, history, figures and pictures to a run directory.
+
+    With no option at all: the handwritten digits that scikit-learn carries, in under a minute.
+    """
+    from pyrovae.training import experiment
+
+    result = experiment.train(
+        data=data, data_dir=data_dir, download=download, binarize=binarize, validation=validation,
+        prior=prior, likelihood=likelihood, posterior=posterior, objective=objective, net=net,
+        hidden=_widths(hidden), latent_dim=latent_dim,
+        prior_options=_options("--prior-option", prior_option),
+        likelihood_options=_options("--likelihood-option", likelihood_option),
+        posterior_options=_options("--posterior-option", posterior_option),
+        net_options=_options("--net-option", net_option),
+        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=_device(device), run=run,
+        say=say,
+    )  # fmt: skip
+    from pyrovae import plots
+
+    for path in plots.save_all(result.run, result.vae, result.data, result.history):
+        say(f"  {path}")
+    _print_figures(result.figures)
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A directory that train made.")]
+
+
+@command
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    evidence: Annotated[str, typer.Option(help="How log p(x) is estimated: iwae.")] = "iwae",
+    num_particles: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
+    limit: Annotated[int | None, typer.Option(help="The first so many data alone.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data lie.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print ELBO, KL, reconstruction and log p(x) of a trained run, with standard errors."""
+    from pyrovae.training import experiment
+
+    figures = experiment.evaluate(
+        run, split=split, evidence=evidence, num_particles=num_particles, limit=limit,
+        data_dir=data_dir, seed=seed,
+    )  # fmt: skip
+    if as_json:
+        reason = figures.pop("bits_per_dim_reason", None)
+        if reason:
+            say(f"bits_per_dim is null: {reason}")
+        print(json.dumps(figures, allow_nan=False))
+    else:
+        _print_figures(figures)
+
+
+def _print_figures(figures: dict[str, Any]) -> None:
+    rows = {
+        "ELBO": "elbo",
+        "  E_q log p(x|z)": "reconstruction",
+        "  KL(q(z|x) || p(z))": "kl",
+        f"log p(x), {figures['num_particles']:,} importance samples": "log_evidence",
+    }
+    print(f"{figures['split']} data, {figures['n']:,}; nats per datum, +- standard error")
+    for label, key in rows.items():
+        error = figures[f"{key}_se"]
+        print(f"{label:<42}{figures[key]:>11.3f}" + ("" if error is None else f" +- {error:.3f}"))
+    if figures["bits_per_dim"] is not None:
+        print(f"{'bits per dimension':<42}{figures['bits_per_dim']:>11.4f}")
+
+
+@command
+def sample(
+    run: Run,
+    n: Annotated[int, typer.Option("--n", "-n", help="How many.")] = 60,
+    out: Annotated[
+        Path | None, typer.Option(help="A .png, or .npy for the numbers; else RUN/samples.png.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Draw from a trained model: a picture of E[x|z], or with --out FILE.npy the draws x."""
+    import numpy as np
+
+    from pyrovae import plots
+    from pyrovae.training import load, rundir
+
+    if n < 1:
+        raise ValueError(f"expected --n to be a positive whole number; got {n}")
+    path = run / "samples.png" if out is None else out
+    if path.suffix not in (".png", ".npy"):
+        raise ValueError(f"expected --out to end in .png or .npy; got '{path}'")
+    if not path.parent.is_dir() and out is not None:
+        raise ValueError(f"expected --out in a folder that exists; there is no '{path.parent}'")
+    vae = load(run)
+    assert vae is not None
+    if path.suffix == ".png":
+        plots.save(plots.samples(vae, n=n, seed=seed), path)
+    else:
+        x = vae.sample(n, seed=seed).numpy()
+        rundir.write(path, lambda p: np.save(p, x))
+    print(path)
+
+
+@command
+def info(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A directory that train made.")
+    ] = None,
+) -> None:
+    """Say what a run is made of; without one, the parts by name and the versions."""
+    from pyrovae.training import experiment
+
+    print(experiment.describe() if run is None else experiment.describe_run(run))

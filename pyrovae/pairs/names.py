@@ -1,0 +1,212 @@
+"""Pairs by name: every choice one word."""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from pyrovae import likelihoods, nets, posteriors, priors
+from pyrovae.distributions import seeded
+from pyrovae.pairs import vae
+
+Options = Mapping[str, Any]
+
+
+def normalised(name: str) -> str:
+    """Return a name without case, hyphens, underscores or a final "ELBO"."""
+    return name.lower().replace("-", "").replace("_", "").removesuffix("elbo")
+
+
+def hyphenated(name: str) -> str:
+    """Return a class's name as the command line writes it: VampPrior -> vamp-prior."""
+    name = name.removesuffix("_ELBO").removesuffix("ELBO").replace("_", "-")
+    pairs = zip(name, name[1:] + " ", strict=True)
+    return "".join(
+        c + "-" if c.islower() and following.isupper() else c for c, following in pairs
+    ).lower()
+
+
+def by_name(kind: str, name: str, choices: Mapping[str, Any]) -> Any:
+    """Return the choice of that name, compared without case, hyphen, underscore or final "ELBO".
+
+    Args:
+        kind: what is chosen, for the error.
+        name: what the user wrote.
+        choices: the objects by their Python names.
+
+    Raises:
+        ValueError: no such name; the message lists those there are.
+    """
+    for key, value in choices.items():
+        if normalised(key) == normalised(name):
+            return value
+    names = ", ".join(sorted(hyphenated(key) for key in choices))
+    raise ValueError(f"expected {kind} to be one of {names}; got {name!r}")
+
+
+def exported(module: ModuleType) -> dict[str, Any]:
+    """Return what a module's `__all__` names."""
+    return {name: getattr(module, name) for name in module.__all__}
+
+
+def build(
+    *,
+    data_shape: Sequence[int],
+    latent_dim: int = 20,
+    prior: str = "standard-normal",
+    likelihood: str = "bernoulli",
+    posterior: str = "mean-field-normal",
+    net: str = "mlp",
+    hidden: Sequence[int] = (400,),
+    pair: str = "vae",
+    seed: int = 0,
+    prior_options: Options | None = None,
+    likelihood_options: Options | None = None,
+    posterior_options: Options | None = None,
+    net_options: Options | None = None,
+) -> vae.VAE:
+    """Build a pair from names, the same for the same arguments.
+
+    Names are class names, compared without case, hyphen or underscore. The decoder's hidden layers
+    mirror the encoder's. An option that is an object is named like a part, with its arguments after
+    a colon: `likelihood_options={"variance": "fixed:0.1"}`.
+
+    Args:
+        data_shape: shape of one datum.
+        latent_dim: length of z.
+        prior: a class of `priors`.
+        likelihood: a class of `likelihoods`.
+        posterior: a class of `posteriors`.
+        net: a factory of `nets`, for the encoder and the decoder.
+        hidden: widths of the encoder's hidden layers.
+        pair: the pair's class.
+        seed: of the initial weights; the global generators are left alone.
+        prior_options: further arguments of the prior's class.
+        likelihood_options: further arguments of the likelihood's class.
+        posterior_options: further arguments of the posterior's class.
+        net_options: further arguments of the net's factory.
+
+    Returns:
+        The pair; its `config` holds these arguments as JSON-able data.
+
+    Raises:
+        ValueError: an unknown name or option, or a value out of its range.
+
+    Example:
+        >>> vae = build(data_shape=(8, 8), latent_dim=2, prior="mixture-of-normals", hidden=(16,))
+        >>> type(vae.prior).__name__
+        'MixtureOfNormals'
+    """
+    shape = tuple(data_shape)
+    if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
+        raise ValueError(f"expected data_shape to hold positive whole numbers; got {shape}")
+    if not isinstance(latent_dim, int) or latent_dim < 1:
+        raise ValueError(f"expected latent_dim to be a positive whole number; got {latent_dim!r}")
+    pair_class = by_name("pair", pair, {"VAE": vae.VAE})
+    net_class = by_name("net", net, exported(nets))
+    config = {
+        "data_shape": list(shape), "latent_dim": latent_dim, "prior": prior,
+        "likelihood": likelihood, "posterior": posterior, "net": net, "hidden": list(hidden),
+        "pair": pair, "seed": seed, "prior_options": dict(prior_options or {}),
+        "likelihood_options": dict(likelihood_options or {}),
+        "posterior_options": dict(posterior_options or {}), "net_options": dict(net_options or {}),
+    }  # fmt: skip
+    given: dict[str, Any] = {"latent_dim": latent_dim, "data_shape": shape}
+    with seeded(seed):
+        given["net"] = _make("net", net_class, net_options, {"hidden": tuple(hidden)})
+        given["posterior"] = _part("posterior", posterior, posteriors, posterior_options, given)
+        given["net"] = _make("net", net_class, net_options, {"hidden": tuple(hidden)[::-1]})
+        made = pair_class(
+            prior=_part("prior", prior, priors, prior_options, given),
+            likelihood=_part("likelihood", likelihood, likelihoods, likelihood_options, given),
+            posterior=given["posterior"],
+        )
+    made.config = config
+    return made
+
+
+def level_options(levels: int, prior: str, likelihood: str, posterior: str) -> dict[str, Options]:
+    """Return options of `build` for data that are whole numbers 0, ..., levels - 1.
+
+    The likelihood's total count is levels - 1, the posterior's network sees x / (levels - 1), and
+    pseudo-inputs of a prior live on the data's range: each where the part has that option.
+
+    Args:
+        levels: how many values x takes.
+        prior: the prior's name.
+        likelihood: the likelihood's name.
+        posterior: the posterior's name.
+    """
+    top = levels - 1
+    wanted: dict[str, tuple[str, ModuleType, Options]] = {
+        "prior": (prior, priors, {"clamp": [0.0, float(top)], "init": [0.05 * top, 0.01 * top]}),
+        "likelihood": (likelihood, likelihoods, {"total_count": top}),
+        "posterior": (posterior, posteriors, {"input_scale": 1 / top}),
+    }
+    options: dict[str, Options] = {}
+    for role, (name, module, values) in wanted.items():
+        takes = inspect.signature(by_name(role, name, exported(module))).parameters
+        options[f"{role}_options"] = {k: v for k, v in values.items() if k in takes}
+    return options
+
+
+def _part(
+    role: str, name: str, module: ModuleType, options: Options | None, given: dict[str, Any]
+) -> nn.Module:
+    return _make(role, by_name(role, name, exported(module)), options, given)
+
+
+def _make(
+    role: str,
+    factory: Callable[..., Any],
+    options: Options | None,
+    given: dict[str, Any],
+) -> Any:
+    """Call `factory` with those of `given` that its signature asks for, and with the options."""
+    takes = inspect.signature(factory).parameters
+    options = dict(options or {})
+    free = [key for key in takes if key not in given]
+    for key in options:
+        if key not in free:
+            raise ValueError(
+                f"expected options of {role} {hyphenated(factory.__name__)} among "
+                f"{', '.join(free) or '(none)'}; got {key!r}"
+            )
+    hints = typing.get_type_hints(vars(factory).get("__init__", factory))
+    for key, value in options.items():
+        hint = hints.get(key)
+        if isinstance(value, str) and isinstance(hint, type) and hint is not str:
+            options[key] = _object(key, value, hint)
+        elif isinstance(value, list):
+            options[key] = tuple(value)
+    try:
+        return factory(**{k: v for k, v in given.items() if k in takes}, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"{role} {hyphenated(factory.__name__)}, options {options}: {error}"
+        ) from None
+
+
+def _object(key: str, text: str, base: type) -> Any:
+    """Return the object that "name" or "name:argument,argument" names: a subclass of `base`."""
+    name, _, arguments = text.partition(":")
+    subclasses = {c.__name__: c for c in _subclasses(base)}
+    if not subclasses:
+        raise ValueError(f"expected {key} to be of type {base.__name__}; got {text!r}")
+    chosen = by_name(key, name, subclasses)
+    try:
+        return chosen(*(float(a) for a in arguments.split(",") if a))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected {key}={hyphenated(name)}[:numbers]; got {text!r}: {error}"
+        ) from None
+
+
+def _subclasses(base: type[Any]) -> list[type[Any]]:
+    found = list(base.__subclasses__())
+    for subclass in list(found):
+        found += _subclasses(subclass)
+    return found

@@ -1,0 +1,158 @@
+"""The variational autoencoder: a Pyro pair made of a prior, a likelihood and a posterior."""
+
+import itertools
+import weakref
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.params.param_store import param_with_module_name
+from torch import Tensor, nn
+
+from pyrovae.distributions import seeded
+from pyrovae.nets import evaluating
+
+# The names under which instances stand in Pyro's parameter store. They are kept here and not on the
+# instance, so that a copy or a loaded VAE cannot take its original's name: `pyro.module` under a
+# name already taken trains the old parameters and never the new ones, without a word.
+_NAMES: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
+_COUNTER = itertools.count()
+
+
+class VAE(nn.Module):
+    """p(z) p(x|z) with the guide q(z|x): `vae.model` and `vae.guide` are a Pyro pair.
+
+        model(x, *c):  z ~ prior(*c),  x ~ likelihood(z, *c)        within the plate "data"
+        guide(x, *c):  z ~ posterior(x, *c)                         within the plate "data"
+
+    Kingma & Welling (2014). Every instance, copies too, registers its parameters with Pyro under
+    names of its own, so any number of them train in one process.
+
+    Args:
+        prior: p(z), a module whose call on `*c` returns a distribution of event shape (d,).
+        likelihood: p(x|z), a module whose call on (z, *c) returns one of event shape data_shape.
+        posterior: q(z|x), a module whose call on (x, *c) returns one of event shape (d,).
+
+    Raises:
+        ValueError: the parts disagree on latent_dim or data_shape.
+
+    Example:
+        >>> from pyrovae import likelihoods, posteriors, priors
+        >>> vae = VAE(
+        ...     prior=priors.StandardNormal(latent_dim=2),
+        ...     likelihood=likelihoods.Bernoulli(latent_dim=2, data_shape=(8, 8)),
+        ...     posterior=posteriors.MeanFieldNormal(data_shape=(8, 8), latent_dim=2),
+        ... )
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> loss = svi.step(torch.ones(5, 8, 8))
+    """
+
+    config: dict[str, Any] | None = None  # what `build` was given
+    prior: Any  # modules of any class, with the attributes of `priors.Prior` and its siblings
+    likelihood: Any
+    posterior: Any
+
+    def __init__(self, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:
+        super().__init__()
+        for attribute in ("latent_dim", "data_shape"):
+            values = {
+                part: getattr(module, attribute)
+                for part, module in (
+                    ("prior", prior), ("likelihood", likelihood), ("posterior", posterior),
+                )
+                if hasattr(module, attribute)
+            }  # fmt: skip
+            if len(set(values.values())) > 1:
+                raise ValueError(f"expected parts of one {attribute}; got {values}")
+        self.prior, self.likelihood, self.posterior = prior, likelihood, posterior
+
+    def model(self, x: Tensor, *c: Tensor) -> None:
+        """Pyro model p(z | c) p(x | z, c), sites "z" and "x".
+
+        Args:
+            x: data (N, *data_shape).
+            *c: context, N rows each.
+        """
+        self.register()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior(*c))
+            pyro.sample("x", self.likelihood(z, *c), obs=x)
+
+    def guide(self, x: Tensor, *c: Tensor) -> None:
+        """Pyro guide q(z | x, c), site "z".
+
+        Args:
+            x: data (N, *data_shape).
+            *c: context, N rows each.
+        """
+        self.register()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(x, *c))
+
+    def register(self) -> None:
+        """Hand the parameters to Pyro's store, under names that are this instance's alone.
+
+        The model and the guide do this at each call. Where the store holds other tensors under the
+        names (after `load_state_dict(assign=True)`, or a store that was read from disk), the names
+        are taken afresh.
+        """
+        name = _NAMES.get(self)
+        store = pyro.get_param_store()
+        if name is None or any(
+            full in store and store[full].unconstrained() is not parameter
+            for full, parameter in (
+                (param_with_module_name(name, key), p) for key, p in self.named_parameters()
+            )
+        ):
+            name = _NAMES[self] = f"{type(self).__name__}-{next(_COUNTER)}"
+        pyro.module(name, self)
+
+    def encode(self, x: Tensor, *c: Tensor) -> TorchDistribution:
+        """Return q(z | x, c), batch shape (N,), event shape (latent_dim,)."""
+        return self.posterior(self._cast(x), *c)
+
+    def decode(self, z: Tensor, *c: Tensor) -> TorchDistribution:
+        """Return p(x | z, c), batch shape z.shape[:-1], event shape data_shape."""
+        return self.likelihood(self._cast(z), *c)
+
+    def sample(self, n: int, *c: Tensor, seed: int | None = 0, mean: bool = False) -> Tensor:
+        """Draw n data from the generative model: z ~ p(z | c), then x ~ p(x | z, c).
+
+        Args:
+            n: how many.
+            *c: context, n rows each.
+            seed: of the draws; None for the global generator.
+            mean: return E[x | z] for the drawn z in place of x.
+
+        Returns:
+            Tensor (n, *data_shape).
+
+        Raises:
+            ValueError: n is negative or no whole number.
+        """
+        if not isinstance(n, int) or n < 0:
+            raise ValueError(f"expected n to be a whole number >= 0; got {n!r}")
+        with torch.no_grad(), seeded(seed), evaluating(self):
+            p = self.prior(*c)
+            z = p.sample(() if p.batch_shape else (n,))
+            x = self.likelihood(z, *c)
+            return x.mean if mean else x.sample()
+
+    def reconstruct(self, x: Tensor, *c: Tensor, seed: int | None = 0) -> Tensor:
+        """Return E[x' | z, c] for one z ~ q(z | x, c) a datum.
+
+        Args:
+            x: data (N, *data_shape).
+            *c: context, N rows each.
+            seed: of the draws; None for the global generator.
+
+        Returns:
+            Tensor (N, *data_shape).
+        """
+        with torch.no_grad(), seeded(seed), evaluating(self):
+            return self.decode(self.encode(x, *c).sample(), *c).mean
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(next(self.parameters(), x))

@@ -1,0 +1,271 @@
+"""Pictures. Each function returns a matplotlib Figure; no global state of matplotlib is touched."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.data import Data
+from pyrovae.nets import evaluating
+from pyrovae.pairs import VAE
+from pyrovae.training import History, rundir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["history", "latent", "manifold", "reconstructions", "samples", "save", "save_all"]
+
+DPI = 150
+INK = "#222222"
+COLOURS = ("#0b5fa5", "#c8553d", "#3a7d44")  # of curves: ELBO, reconstruction, KL
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(axes: "Axes") -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+
+
+def _draw(axes: "Axes", x: Tensor, low: float, high: float) -> None:
+    """Draw one datum: an image (H, W) or (C, H, W) with C 1 or 3, anything else as a line."""
+    x = x.squeeze(0) if x.dim() == 3 and x.shape[0] == 1 else x
+    if x.dim() == 2:
+        axes.imshow(x, cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
+    elif x.dim() == 3 and x.shape[0] == 3:
+        axes.imshow(((x - low) / max(high - low, 1e-12)).clamp(0, 1).movedim(0, -1))
+    else:
+        axes.plot(x.flatten(), color=INK, linewidth=0.9)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_linewidth(0.4)
+        spine.set_color("#bbbbbb")
+
+
+def _grid(rows: list[Tensor], names: list[str], title: str) -> "Figure":
+    """Draw rows of data, each row named at its left; all on one scale of grey."""
+    rows = [r.detach().cpu().float() for r in rows]
+    low = min(float(r.min()) for r in rows)
+    high = max(float(r.max()) for r in rows)
+    columns = max(len(r) for r in rows)
+    figure = _figure(0.62 * columns + (0.95 if any(names) else 0.1), 0.62 * len(rows) + 0.4)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for i, (row, name) in enumerate(zip(rows, names, strict=True)):
+        for j in range(columns):
+            if j < len(row):
+                _draw(axes[i, j], row[j], low, high)
+            else:
+                axes[i, j].set_axis_off()
+        axes[i, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=INK)
+    figure.suptitle(title, fontsize=10, color=INK)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    return figure
+
+
+def reconstructions(vae: VAE, x: Tensor, *, columns: int = 12, seed: int = 0) -> "Figure":
+    """Return inputs above their reconstructions E[x'|z], z ~ q(z|x).
+
+    Args:
+        vae: the pair.
+        x: data (N, *data_shape), of which the first `columns` are shown.
+        columns: how many.
+        seed: of the draws of z.
+    """
+    x = x[:columns]
+    pictures = [x, vae.reconstruct(x, seed=seed)]
+    return _grid(pictures, ["input", "reconstruction"], "Reconstructions")
+
+
+def samples(vae: VAE, *, n: int = 60, columns: int = 12, seed: int = 0) -> "Figure":
+    """Return draws from the generative model: E[x|z] for z ~ p(z).
+
+    Args:
+        vae: the pair.
+        n: how many.
+        columns: how many a row.
+        seed: of the draws.
+    """
+    x = vae.sample(n, seed=seed, mean=True)
+    rows = list(x.split(columns))
+    return _grid(rows, [""] * len(rows), "Samples: E[x|z] with z drawn from the prior")
+
+
+def history(history: History) -> "Figure":
+    """Return the ELBO and its terms over the epochs, in nats a datum.
+
+    Args:
+        history: what `fit` returned.
+    """
+    figure = _figure(8.5, 3.4)
+    left, right = figure.subplots(1, 2)
+    epochs = history["epoch"]
+    left.plot(epochs, _negated(history["loss"]), color=COLOURS[0], label="training objective")
+    if any(v is not None for v in history["validation_loss"]):
+        left.plot(
+            epochs, _negated(history["validation_loss"]), color=COLOURS[0], linestyle="--",
+            label="validation objective",
+        )  # fmt: skip
+        left.axvline(history.best_epoch, color="#999999", linewidth=0.8, linestyle=":")
+    _zoom(left, history)
+    left.set_title("ELBO as trained", fontsize=10)
+    right.plot(
+        epochs, _negated(history["reconstruction"]), color=COLOURS[1], label="-E_q log p(x|z)"
+    )
+    right.plot(epochs, _numbers(history["kl"]), color=COLOURS[2], label="KL(q(z|x) || p(z))")
+    right.set_title("its two terms", fontsize=10)
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("nats per datum")
+        axes.legend(frameon=False, fontsize=8)
+        _plain(axes)
+    return figure
+
+
+def _zoom(axes: "Axes", history: History) -> None:
+    """Cut off the first steep epochs, which would hide the rest."""
+    values = sorted(
+        v for key in ("loss", "validation_loss") for v in _negated(history[key]) if v == v
+    )
+    if len(values) > 20:
+        low, high = values[len(values) // 20], values[-1]
+        axes.set_ylim(low - 0.3 * (high - low), high + 0.1 * (high - low))
+
+
+def _numbers(column: list[float | None]) -> list[float]:
+    return [float("nan") if v is None else v for v in column]
+
+
+def _negated(column: list[float | None]) -> list[float]:
+    return [-v for v in _numbers(column)]
+
+
+def _means(vae: VAE, x: Tensor, seed: int) -> Tensor:
+    with torch.no_grad(), evaluating(vae):
+        q = vae.encode(x)
+        try:
+            return q.mean.cpu()
+        except NotImplementedError:  # a flow has draws only
+            torch.manual_seed(seed)
+            return q.sample().cpu()
+
+
+def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
+    """Return the means of q(z|x) in the latent plane, coloured by label.
+
+    With more than two latent dimensions, their first two principal components; with one, its
+    histogram.
+
+    Args:
+        vae: the pair.
+        x: data (N, *data_shape).
+        labels: whole numbers (N,).
+    """
+    z = _means(vae, x, 0)
+    names = ("z[0]", "z[1]")
+    if z.shape[1] > 2:
+        centred = z - z.mean(0)
+        _, s, v = torch.linalg.svd(centred.double(), full_matrices=False)
+        share = (s.square() / s.square().sum())[:2]
+        z = centred @ v[:2].T.to(centred.dtype)
+        names = tuple(f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1))
+    figure = _figure(5.6, 4.6)
+    axes = figure.subplots()
+    groups: list[tuple[Any, Tensor]] = [(None, torch.ones(len(z), dtype=torch.bool))]
+    if labels is not None and len(labels.unique()) <= 20:
+        groups = [(int(k), labels == k) for k in labels.unique()]
+    from matplotlib import colormaps
+
+    palette = colormaps["tab10" if len(groups) <= 10 else "tab20"]
+    for i, (name, rows) in enumerate(groups):
+        colour = palette(i) if name is not None else COLOURS[0]
+        label = None if name is None else str(name)
+        if z.shape[1] == 1:
+            axes.hist(z[rows, 0].numpy(), bins=40, color=colour, alpha=0.6, label=label)
+        else:
+            size = 14 if len(z) < 2000 else 4
+            axes.scatter(*z[rows].T, s=size, color=colour, alpha=0.75, linewidths=0, label=label)
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1] if z.shape[1] > 1 else "data")
+    axes.set_title(f"Means of q(z|x), {len(z):,} data", fontsize=10)
+    if groups[0][0] is not None:
+        axes.legend(
+            frameon=False, fontsize=8, title="label", bbox_to_anchor=(1.01, 0.5), loc="center left",
+            markerscale=1.5,
+        )  # fmt: skip
+    _plain(axes)
+    return figure
+
+
+def manifold(vae: VAE, *, n: int = 20) -> "Figure":
+    """Return E[x|z] over a grid of the latent plane, at quantiles of the standard normal.
+
+    Kingma & Welling (2014), figure 4.
+
+    Args:
+        vae: the pair, of two latent dimensions and a data shape (H, W) or (1, H, W).
+        n: grid points a side.
+
+    Raises:
+        ValueError: another number of latent dimensions, or data that are no grey images.
+    """
+    shape = tuple(s for i, s in enumerate(vae.likelihood.data_shape) if i > 0 or s > 1)
+    if vae.likelihood.latent_dim != 2 or len(shape) != 2:
+        raise ValueError(
+            "expected a VAE of two latent dimensions and grey images; got latent_dim "
+            f"{vae.likelihood.latent_dim}, data_shape {vae.likelihood.data_shape}"
+        )
+    quantiles = torch.special.ndtri((torch.arange(n) + 0.5) / n)
+    z = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)  # rows downwards: z[1] upwards
+    with torch.no_grad(), evaluating(vae):
+        x = vae.decode(z).mean.cpu().reshape(n, n, *shape)
+    mosaic = x.permute(0, 2, 1, 3).reshape(n * shape[0], n * shape[1])
+    figure = _figure(5.6, 5.6)
+    axes = figure.subplots()
+    axes.imshow(mosaic, cmap="gray_r", interpolation="nearest")
+    for axis, length, order in ((axes.xaxis, shape[1], 1), (axes.yaxis, shape[0], -1)):
+        ticks = list(range(0, n, max(1, n // 6)))
+        axis.set_ticks([(t + 0.5) * length - 0.5 for t in ticks])
+        axis.set_ticklabels([f"{quantiles[t if order > 0 else n - 1 - t]:.1f}" for t in ticks])
+    axes.set_xlabel("z[0]")
+    axes.set_ylabel("z[1]")
+    axes.set_title("E[x|z] over the latent plane, at quantiles of N(0, 1)", fontsize=10)
+    return figure
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a figure to a file, whole or not at all, and return the path."""
+    rundir.write(path, lambda p: figure.savefig(p))
+    return path
+
+
+def save_all(path: Path, vae: VAE, data: Data, history_of_run: History) -> list[Path]:
+    """Write the pictures of a run to its directory, and return their paths.
+
+    Args:
+        path: the run directory.
+        vae: the trained pair.
+        data: what it was trained on; the pictures show its test data.
+        history_of_run: of the training.
+    """
+    x = data.test
+    figures = {
+        "reconstructions": reconstructions(vae, x),
+        "samples": samples(vae),
+        "elbo": history(history_of_run),
+        "latent": latent(vae, x[:5000], data.labels["test"][:5000] if data.labels else None),
+    }
+    if vae.likelihood.latent_dim == 2 and len(data.data_shape) == 2:
+        figures["manifold"] = manifold(vae)
+    return [save(figure, path / f"{name}.png") for name, figure in figures.items()]

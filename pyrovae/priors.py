@@ -1,0 +1,172 @@
+"""Priors p(z): modules whose call returns a distribution of event shape (latent_dim,)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pyrovae import distributions
+from pyrovae.distributions import diagonal_normal
+
+__all__ = ["MixtureOfNormals", "StandardNormal", "VampPrior"]
+
+
+class Prior(nn.Module, ABC):
+    """p(z), or p(z | c) given context.
+
+    To write a new one, subclass this and give `distribution(*c)`, which returns a Pyro distribution
+    of event shape (latent_dim,) and batch shape () or, where it depends on the context, (len(c),).
+    Constants go in buffers. A prior whose `__init__` takes `posterior` is handed it by `build`.
+
+    Args:
+        latent_dim: length of z.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        if not isinstance(latent_dim, int) or latent_dim < 1:
+            raise ValueError(f"expected latent_dim to be a positive whole number; got {latent_dim}")
+        self.latent_dim = latent_dim
+
+    @abstractmethod
+    def distribution(self, *c: Tensor) -> TorchDistribution:
+        """Return p(z | c)."""
+
+    def forward(self, *c: Tensor) -> TorchDistribution:
+        """Return p(z | c) of event shape (latent_dim,).
+
+        Raises:
+            ValueError: what `distribution` returned has another event shape.
+        """
+        z = self.distribution(*c)
+        if tuple(z.event_shape) != (self.latent_dim,):
+            raise ValueError(
+                f"{type(self).__name__}.distribution: expected event_shape ({self.latent_dim},); "
+                f"got batch_shape {tuple(z.batch_shape)} and event_shape {tuple(z.event_shape)}: "
+                "declare the latent dimension with .to_event(1)"
+            )
+        return z
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows of the prior itself."""
+        return f"latent_dim={self.latent_dim}"
+
+
+class StandardNormal(Prior):
+    """p(z) = N(0, I). Kingma & Welling (2014). It ignores context.
+
+    Args:
+        latent_dim: length of z.
+
+    Example:
+        >>> StandardNormal(latent_dim=2)().log_prob(torch.zeros(2))  # -log 2 pi
+        tensor(-1.8379)
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.register_buffer("loc", torch.zeros(latent_dim))
+        self.register_buffer("scale", torch.ones(latent_dim))
+
+    def distribution(self, *c: Tensor) -> TorchDistribution:
+        """Return N(0, I)."""
+        return diagonal_normal(self.loc, self.scale)
+
+
+class MixtureOfNormals(Prior):
+    """p(z) = sum_k w_k N(z; m_k, diag(s_k^2)), with weights, means and scales learnt.
+
+    The means start as draws of N(0, I), the scales at 1, the weights equal. It ignores context.
+
+    Args:
+        latent_dim: length of z.
+        num_components: number K of components.
+
+    Raises:
+        ValueError: num_components is not positive.
+    """
+
+    def __init__(self, latent_dim: int, num_components: int = 10) -> None:
+        super().__init__(latent_dim)
+        _check_components(num_components)
+        self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
+        self.logits = nn.Parameter(torch.zeros(num_components))
+
+    def distribution(self, *c: Tensor) -> TorchDistribution:
+        """Return the mixture."""
+        return distributions.MixtureOfNormals(self.loc, self.log_scale.exp(), self.logits)
+
+
+class VampPrior(Prior):
+    """p(z) = (1/K) sum_k q(z | u_k): the posterior's mixture over K learnt pseudo-inputs u_k.
+
+    Tomczak & Welling (2018), eq. 9. The posterior must be normal, diagonal or full-rank, and take
+    no context. It is held by reference: its parameters belong to the VAE, not to this module's
+    state dict. It ignores context.
+
+    Args:
+        latent_dim: length of z.
+        posterior: the part q(z|x) that the VAE uses.
+        num_components: number K of pseudo-inputs.
+        init: mean and standard deviation of the pseudo-inputs' initial normal draws, in units of x.
+        clamp: range that the pseudo-inputs are clamped to, in units of x; None for no clamp.
+
+    Raises:
+        ValueError: num_components is not positive, the latent dimensions differ, the clamp's range
+            is empty, or (when called) the posterior is not normal.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        posterior: nn.Module,
+        num_components: int = 500,
+        init: tuple[float, float] = (0.05, 0.01),
+        clamp: tuple[float, float] | None = (0.0, 1.0),
+    ) -> None:
+        super().__init__(latent_dim)
+        _check_components(num_components)
+        if clamp is not None and not clamp[0] < clamp[1]:
+            raise ValueError(f"expected clamp=(low, high) with low < high; got {clamp}")
+        if posterior.event_shape != (latent_dim,):
+            raise ValueError(
+                f"expected a posterior of latent_dim {latent_dim}; got one of "
+                f"{posterior.event_shape[0]}"  # type: ignore[index]
+            )
+        self._posterior = (posterior,)  # in a tuple, so that it is no submodule
+        self.clamp = clamp
+        mean, sd = init
+        self.pseudo_inputs = nn.Parameter(
+            mean + sd * torch.randn(num_components, *posterior.in_shape)  # type: ignore[misc]
+        )
+
+    def distribution(self, *c: Tensor) -> TorchDistribution:
+        """Return the mixture of q(z | u_k)."""
+        u = self.pseudo_inputs if self.clamp is None else self.pseudo_inputs.clamp(*self.clamp)
+        q = self._posterior[0](u)
+        if isinstance(q, torch.distributions.MultivariateNormal):
+            loc, scale = q.loc, q.scale_tril
+        elif isinstance(getattr(q, "base_dist", None), torch.distributions.Normal):
+            loc, scale = q.base_dist.loc, q.base_dist.scale
+        else:
+            raise ValueError(
+                "VampPrior expected a normal posterior, such as MeanFieldNormal or FullRankNormal; "
+                f"got {type(q).__name__}"
+            )
+        return distributions.MixtureOfNormals(loc, scale, loc.new_zeros(len(u)))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "VampPrior":
+        # `.to(device, dtype)` moves all that the prior computes with.
+        self._posterior[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def _check_components(number: int) -> None:
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"expected num_components to be a positive whole number; got {number}")

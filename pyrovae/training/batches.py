@@ -1,0 +1,86 @@
+"""Data as batches (x, *c): tensors, arrays, tuples of them, or a torch Dataset."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from pyrovae.importance import batched
+
+Batch = tuple[Tensor, ...]
+
+
+class Source(Protocol):
+    """Rows of data that can be gone through in batches, in order or shuffled."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Yield batches of `size` rows, the last one short; shuffled where there is a generator."""
+        ...
+
+
+class InMemory:
+    """Tensors that are indexed whole batches at a time, never row by row."""
+
+    def __init__(self, tensors: Batch) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Yield batches of `size` rows, the last one short; shuffled where there is a generator."""
+        if generator is None:
+            yield from zip(*(t.split(size) for t in self.tensors), strict=True)
+            return
+        order = torch.randperm(len(self), generator=generator).to(self.tensors[0].device)
+        for rows in order.split(size):
+            yield tuple(t[rows] for t in self.tensors)
+
+
+class FromDataset:
+    """A torch Dataset, read row by row through a DataLoader."""
+
+    def __init__(self, dataset: Dataset, modules: Sequence[nn.Module]) -> None:
+        self.dataset, self.modules = dataset, modules
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Yield batches of `size` rows, the last one short; shuffled where there is a generator."""
+        loader = DataLoader(self.dataset, size, shuffle=generator is not None, generator=generator)
+        for batch in loader:
+            x, *c = batch if isinstance(batch, tuple | list) else (batch,)
+            yield _tensors(x, c, self.modules)
+
+
+def source(data: Any, modules: Sequence[nn.Module]) -> Source:
+    """Return rows of data ready to train the modules on.
+
+    Args:
+        data: a tensor or array x (N, ...), a tuple (x, *c) of them, or a torch Dataset whose items
+            are x or (x, *c).
+        modules: the pair's, for device and dtype.
+
+    Raises:
+        ValueError: no rows, values that are not finite, or rows that differ in number.
+    """
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Dataset):
+        if len(data) == 0:  # type: ignore[arg-type]
+            raise ValueError("expected a Dataset with at least one item; got an empty one")
+        return FromDataset(data, modules)
+    x, *c = data if isinstance(data, tuple | list) else (data,)
+    return InMemory(_tensors(x, c, modules))
+
+
+def _tensors(x: Any, c: Sequence[Any], modules: Sequence[nn.Module]) -> Batch:
+    tensor, context = batched(x, c, modules)
+    return (tensor, *context)

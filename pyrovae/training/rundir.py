@@ -1,0 +1,189 @@
+"""A run's directory on disk: files appear whole or not at all, and none is a pickle."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pyrovae.importance import find_modules
+from pyrovae.pairs import VAE, build
+from pyrovae.training.history import History
+
+PARAM = "param:"  # before the name of a bare pyro.param
+
+
+def create(path: str | Path) -> Path:
+    """Make a new run directory.
+
+    Raises:
+        ValueError: the path is a file, or a directory that holds anything.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f"expected --run (run=) to name a new or empty directory; got {path}, which is in use: "
+            "name another, or remove it"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def next_free(parent: str | Path, name: str) -> Path:
+    """Make and return parent/name-1, or the next number that is free."""
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (parent / f"{name}-{number}").mkdir()
+            return parent / f"{name}-{number}"
+        except FileExistsError:
+            number += 1
+
+
+def write(path: Path, writer: Callable[[Path], Any]) -> None:
+    """Let `writer` write a temporary file, then move it to `path` in one go."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        writer(temporary)
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write(path, lambda p: p.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors, whole or not at all."""
+    write(path, lambda p: save_file({k: t.detach().cpu().clone() for k, t in tensors.items()}, p))
+
+
+def state_of(modules: Sequence[nn.Module], bare: Sequence[str]) -> dict[str, Tensor]:
+    """Return copies of the tensors of modules, buffers too, and of bare `pyro.param`s by name.
+
+    The first module's keys are its own; those of the n-th further one begin with "n:".
+    """
+    state = {}
+    for i, module in enumerate(modules):
+        for key, tensor in module.state_dict().items():
+            state[f"{i}:{key}" if i else key] = tensor.detach().clone().contiguous()
+    store = pyro.get_param_store()
+    return state | {PARAM + name: store[name].detach().clone() for name in bare}
+
+
+def restore(state: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
+    """Fill modules and bare `pyro.param`s, in place, with what `state_of` returned.
+
+    Raises:
+        ValueError: a tensor is missing, too many, or of another shape; or a bare parameter that
+            the parameter store does not know.
+    """
+    store = pyro.get_param_store()
+    filled = set()
+    for i, module in enumerate(modules):
+        prefix = f"{i}:" if i else ""
+        own = {k: state[prefix + k] for k in module.state_dict() if prefix + k in state}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the saved tensors do not fit {type(module).__name__}: {error}"
+            ) from None
+        filled |= {prefix + k for k in own}
+    for key in set(state) - filled:
+        name = key.removeprefix(PARAM)
+        if not key.startswith(PARAM) or name not in store:
+            raise ValueError(
+                f"the saved tensor {key!r} has no place in the pair: expected the pair it was "
+                "saved from, run once on a batch if it uses pyro.param"
+            )
+        with torch.no_grad():
+            constraint = store.get_state()["constraints"][name]
+            inverse = torch.distributions.transform_to(constraint).inv
+            store[name].unconstrained().copy_(inverse(state[key].to(store[name])))
+
+
+def save(
+    run: Path, state: Mapping[str, Tensor], history: History, config: Mapping[str, Any] | None
+) -> None:
+    """Write `model.safetensors`, `history.csv` and, for a pair from `build`, `config.json`.
+
+    Args:
+        run: the directory.
+        state: from `state_of`.
+        history: of the training.
+        config: `vae.config`, if the pair has one; a `config.json` that is there is kept.
+    """
+    write_tensors(run / "model.safetensors", state)
+    write(run / "history.csv", lambda p: history.to_dataframe().to_csv(p, index=False))
+    if config is not None and not (run / "config.json").exists():
+        write_json(run / "config.json", {"build": config})
+
+
+def read_config(run: str | Path) -> dict[str, Any]:
+    """Return the `config.json` of a run.
+
+    Raises:
+        FileNotFoundError: no such directory, or none that a run left.
+        ValueError: the file is damaged.
+    """
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected a run directory with config.json; {run} has none: name a directory that "
+            "`pyrovae train` made, such as runs/digits-1"
+        )
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config["build"], dict):
+            raise TypeError("'build' is no table")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from None
+    return config
+
+
+def load(run: str | Path, into: tuple[Callable, Callable] | None = None) -> VAE | None:
+    """Return the trained VAE of a run, or fill a pair of your own with its weights.
+
+    Args:
+        run: a directory that `fit(run=...)` or `pyrovae train` wrote.
+        into: (model, guide) to fill in place of building a VAE; its modules are found as `fit`
+            finds them, and its bare `pyro.param`s must be in the store already.
+
+    Returns:
+        The VAE, or None with `into`.
+
+    Raises:
+        FileNotFoundError: no such run, or no weights in it.
+        ValueError: a damaged file, or weights that do not fit.
+    """
+    path = Path(run) / "model.safetensors"
+    vae = None if into is not None else build(**read_config(run)["build"])
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected trained weights in {path}; there are none: the run did not finish"
+        )
+    try:
+        state = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}; train again") from None
+    restore(state, find_modules(*into) if into is not None else [vae])  # type: ignore[list-item]
+    return vae

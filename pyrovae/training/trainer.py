@@ -1,0 +1,384 @@
+"""`fit`: train a pair."""
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyrovae.distributions import seeded
+from pyrovae.importance import check_support, find_modules, inspect, log_terms
+from pyrovae.nets import evaluating
+from pyrovae.objectives import with_beta
+from pyrovae.optimise import Optimizer, Schedule, adam, descend
+from pyrovae.training import rundir
+from pyrovae.training.batches import Batch, Source, source
+from pyrovae.training.history import History
+
+Beta = float | Callable[[int], float]
+Callback = Callable[[int, Mapping[str, float | None]], None]
+Transform = Callable[[Any, torch.Generator], Any]
+
+EVALUATION_ROWS = 1024  # rows of one pass without gradients
+TERMS_ROWS = 2000  # training rows that the terms are measured on where there is no validation
+MODULE_DIVIDER = "$$$"  # what Pyro puts between a module's name and its parameter's
+
+
+def fit(
+    model: Callable,
+    guide: Callable,
+    train: Any,
+    objective: ELBO | None = None,
+    epochs: int = 20,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    validation: Any = None,
+    seed: int = 0,
+    compile: str = "auto",
+    run: str | None = None,
+    *,
+    optimizer: Optimizer = adam,
+    schedule: Schedule | None = None,
+    beta: Beta = 1.0,
+    patience: int | None = None,
+    clip_norm: float | None = None,
+    transform: Transform | None = None,
+    callbacks: Sequence[Callback] = (),
+    device: str | torch.device | None = None,
+    modules: Sequence[nn.Module] = (),
+) -> History:
+    """Train whatever SVI would train, with one torch optimizer over all parameters.
+
+    Minimises objective / plate size, so losses and gradients are means per datum whatever the
+    plate's scale. The same seed gives the same weights on one machine. Data are checked against
+    the support of the observed site, after one pass of `transform`, before the first step.
+
+    It works in a parameter store of its own: of the caller's store it reads and writes the bare
+    `pyro.param`s (those that belong to no module) and nothing else.
+
+    Args:
+        model: Pyro model of (x, *c).
+        guide: Pyro guide of (x, *c).
+        train: x (N, ...), a tuple (x, *c), or a torch Dataset of such items.
+        objective: a Pyro ELBO; by default `TraceMeanField_ELBO()`.
+        epochs: passes over the data, at the most.
+        batch_size: rows of a step; the last batch of an epoch may be shorter, and weighs less.
+        lr: learning rate.
+        validation: like `train`; then the weights of the best epoch are kept.
+        seed: of the order of the data, of `transform`, and of the draws of z.
+        compile: "auto" or "never". This version has the eager step alone, and both run it.
+        run: directory to write weights, history and, for a pair from `build`, its configuration to.
+        optimizer: `optimizer(parameters, lr=lr)` gives a torch optimizer; by default fused Adam.
+        schedule: factor of lr as a function of the part of training done; `optimise.cosine` is one.
+        beta: factor of the latent sites' log-densities in model and guide alike, a number or a
+            function of the epoch (from 0). Validation is always at beta = 1.
+        patience: stop after this many epochs without a better validation loss, counted only while
+            beta is what it is in the last epoch (full beta).
+        clip_norm: upper bound of the gradient's 2-norm.
+        transform: `transform(batch, generator)` gives the batch to train on, drawn afresh each
+            epoch (`data.binarize` is one); the batch is x, or (x, *c).
+        callbacks: each called with (epoch from 1, that epoch's record) after every epoch.
+        device: where to train; moves the pair's modules, and the data.
+        modules: those that the functions hold in their closures.
+
+    Returns:
+        History.
+
+    Raises:
+        ValueError: an argument out of its range, data off the support or not finite, or a pair that
+            Pyro cannot run or that has nothing to train.
+        FloatingPointError: the loss stopped being finite.
+
+    Example:
+        >>> from pyrovae import build
+        >>> vae = build(data_shape=(4,), latent_dim=2)
+        >>> history = fit(vae.model, vae.guide, torch.ones(32, 4), epochs=2)
+        >>> len(history["loss"])
+        2
+    """
+    _check_arguments(epochs, batch_size, lr, compile, patience, clip_norm, validation)
+    objective = TraceMeanField_ELBO() if objective is None else objective
+    betas = [float(beta(e) if callable(beta) else beta) for e in range(epochs)]
+    if any(not 0 <= b < math.inf for b in betas):
+        raise ValueError(f"expected beta to be finite and >= 0 in every epoch; got {betas}")
+    found = find_modules(model, guide, modules=modules)
+    if device is not None:
+        for module in found:
+            module.to(device)
+    path = None if run is None else rundir.create(run)
+    pair = _Pair(model, guide, objective, found)
+    with seeded(seed), _training(found):
+        data = _Data(source(train, found), transform, seed, batch_size)
+        held_out = None if validation is None else source(validation, found)
+        pair.check(data, held_out)
+        with pair.parameters(next(data.epoch(0))) as parameters:
+            history = _run(
+                pair, parameters, data, held_out, betas, patience, callbacks,
+                lr=lr, optimizer=optimizer, schedule=schedule, clip_norm=clip_norm,
+            )  # fmt: skip
+            if path is not None:
+                rundir.save(path, pair.state(), history, config=_config(model))
+    return history
+
+
+def _check_arguments(
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    compile: str,
+    patience: int | None,
+    clip_norm: float | None,
+    validation: Any,
+) -> None:
+    counts = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"expected {name} to be a positive whole number; got {value!r}")
+    for name, real in {"lr": lr, "clip_norm": clip_norm}.items():
+        if real is not None and not 0 < real < math.inf:
+            raise ValueError(f"expected {name} to be positive and finite; got {real!r}")
+    if compile not in ("auto", "never"):
+        raise ValueError(f"expected compile to be 'auto' or 'never'; got {compile!r}")
+    if patience is not None and validation is None:
+        raise ValueError("expected validation data with patience; got none: pass validation=...")
+
+
+def _config(model: Any) -> dict[str, Any] | None:
+    return getattr(getattr(model, "__self__", None), "config", None)
+
+
+@contextlib.contextmanager
+def _training(modules: Sequence[nn.Module]) -> Iterator[None]:
+    with evaluating(*modules):  # which sets every mode back at the end
+        for module in modules:
+            module.train()
+        yield
+
+
+class _Data:
+    """Training rows, transformed afresh each epoch by that epoch's own generator."""
+
+    def __init__(
+        self, rows: Source, transform: Transform | None, seed: int, batch_size: int
+    ) -> None:
+        self.rows, self.transform, self.seed = rows, transform, seed
+        self.batch_size = min(batch_size, len(rows))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the epoch's batches, shuffled."""
+        generator = self._generator(epoch)
+        for batch in self.rows.batches(self.batch_size, generator):
+            yield self._transformed(batch, generator)
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield large batches in order, transformed."""
+        generator = self._generator(0)
+        for batch in self.rows.batches(EVALUATION_ROWS):
+            yield self._transformed(batch, generator)
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+
+    def _transformed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        if self.transform is None:
+            return batch
+        new = self.transform(batch if len(batch) > 1 else batch[0], generator)
+        return tuple(new) if isinstance(new, tuple | list) else (new,)
+
+
+class _Pair:
+    """The pair under training: its objective per datum, and its parameters."""
+
+    def __init__(
+        self, model: Callable, guide: Callable, objective: ELBO, modules: Sequence[nn.Module]
+    ) -> None:
+        self.model, self.guide, self.objective = model, guide, objective
+        self.modules = modules
+        self.owned = {id(p) for m in modules for p in m.parameters()}
+        self.bare: list[str] = []
+        self.valid = False
+        self._sizes: dict[int, int] = {}
+
+    def check(self, data: _Data, held_out: Source | None) -> None:
+        """Refuse data off the support of the observed site."""
+        for batches in (data.in_order(), held_out.batches(EVALUATION_ROWS) if held_out else ()):
+            row = 0
+            for batch in batches:
+                structure = inspect(self.model, self.guide, *batch, modules=self.modules)
+                self.valid = not structure.problems
+                if structure.datum is None:
+                    return
+                check_support(structure.datum, batch[0], row)
+                row += len(batch[0])
+
+    @contextlib.contextmanager
+    def parameters(self, batch: Batch) -> Iterator[list[Tensor]]:
+        """Find what SVI would train on a batch, inside a parameter store of our own."""
+        store = pyro.get_param_store()
+        theirs = store.get_state()
+        values = {name: store[name].detach() for name in theirs["params"]}
+        trained: dict[str, tuple[Tensor, Any]] = {}
+        try:
+            with store.scope():
+                with seeded(0), poutine.trace(param_only=True) as capture:
+                    self.objective.loss_and_grads(self.model, self.guide, *batch)
+                names = list(capture.trace.nodes)
+                for name in names:
+                    leaf = store[name].unconstrained()
+                    leaf.grad = None
+                    if MODULE_DIVIDER not in name and id(leaf) not in self.owned:
+                        self.bare.append(name)
+                        if name in values:
+                            store[name] = values[name].clone()
+                leaves = {id(p): p for p in (store[name].unconstrained() for name in names)}
+                if not leaves:
+                    raise ValueError(
+                        "expected a pair with parameters; got none: register networks with "
+                        "pyro.module, or use pyro.param"
+                    )
+                try:
+                    yield list(leaves.values())
+                finally:
+                    constraints = store.get_state()["constraints"]
+                    for name in self.bare:
+                        trained[name] = store[name].detach().clone(), constraints[name]
+        finally:
+            for name, (value, constraint) in trained.items():
+                if name in store:
+                    del store[name]
+                store.setdefault(name, value, constraint)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of the modules' tensors, buffers too, and of the bare parameters."""
+        return rundir.state_of(self.modules, self.bare)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Set modules and bare parameters back, in place."""
+        rundir.restore(state, self.modules)
+
+    def plate_size(self, batch: Batch) -> int:
+        """Return the size of the plate that holds the data, for a batch of this length."""
+        n = len(batch[0])
+        if n not in self._sizes:
+            plate = inspect(self.model, self.guide, *batch, modules=self.modules).data_plate
+            self._sizes[n] = n if plate is None else plate.size
+        return self._sizes[n]
+
+    def step(self, batch: Batch, beta: float, parameters: Sequence[Tensor]) -> float:
+        """Leave the gradient of objective / plate size in `.grad`, and return its value."""
+        size = self.plate_size(batch)
+        with self._at(beta) as (model, guide):
+            loss = self.objective.loss_and_grads(model, guide, *batch) / size
+        for p in parameters:
+            if p.grad is not None:
+                p.grad.div_(size)
+        return float(loss)
+
+    def loss(self, rows: Source) -> float:
+        """Return the objective at beta = 1, a mean per datum, with the same noise every time."""
+        total = 0.0
+        with torch.no_grad(), seeded(0), evaluating(*self.modules), self._at(1.0) as pair:
+            for batch in rows.batches(EVALUATION_ROWS):
+                loss = self.objective.loss(*pair, *batch) / self.plate_size(batch)
+                total += float(loss) * len(batch[0])
+        return total / len(rows)
+
+    def terms(self, batches: Iterator[Batch]) -> tuple[float | None, float | None]:
+        """Return the mean reconstruction and KL, by one draw of z a datum."""
+        if not self.valid:  # a global latent has no term a datum
+            return None, None
+        reconstruction, kl, rows = 0.0, 0.0, 0
+        for batch in batches:
+            with torch.no_grad():
+                terms = log_terms(self.model, self.guide, *batch, modules=self.modules)
+            reconstruction += float(terms.log_likelihood.sum())
+            kl += float((terms.log_guide - terms.log_prior).sum())
+            rows += len(batch[0])
+        return reconstruction / rows, kl / rows
+
+    @contextlib.contextmanager
+    def _at(self, beta: float) -> Iterator[tuple[Callable, Callable]]:
+        if hasattr(self.objective, "beta"):  # it works on the parts, and sees no handler
+            before = self.objective.beta
+            self.objective.beta = beta
+            try:
+                yield self.model, self.guide
+            finally:
+                self.objective.beta = before
+        else:
+            yield with_beta(self.model, beta), with_beta(self.guide, beta)
+
+
+def _run(
+    pair: _Pair,
+    parameters: list[Tensor],
+    data: _Data,
+    held_out: Source | None,
+    betas: Sequence[float],
+    patience: int | None,
+    callbacks: Sequence[Callback],
+    **options: Any,
+) -> History:
+    history = History()
+    steps = math.ceil(len(data.rows) / data.batch_size)
+    best_loss, best_state, waited = math.inf, None, 0
+    started = time.perf_counter()
+    bar = tqdm(total=len(betas) * steps, unit="step", disable=None, leave=False)
+
+    def batches(epoch: int) -> Iterator[tuple[Callable[[], float], float]]:
+        for batch in data.epoch(epoch):
+            yield functools.partial(pair.step, batch, betas[epoch], parameters), len(batch[0])
+            bar.update()
+
+    def rows_for_terms() -> Iterator[Batch]:
+        if held_out is not None:
+            yield from held_out.batches(EVALUATION_ROWS)
+            return
+        seen = 0
+        for batch in data.in_order():
+            if seen < TERMS_ROWS:
+                yield tuple(t[: TERMS_ROWS - seen] for t in batch)
+            seen += len(batch[0])
+
+    def after_epoch(epoch: int, loss: float, lr: float) -> bool:
+        nonlocal best_loss, best_state, waited, started
+        validation_loss = None if held_out is None else pair.loss(held_out)
+        reconstruction, kl = pair.terms(rows_for_terms())
+        now = time.perf_counter()
+        record = {
+            "epoch": epoch + 1, "loss": loss, "validation_loss": validation_loss,
+            "reconstruction": reconstruction, "kl": kl, "beta": betas[epoch], "lr": lr,
+            "seconds": now - started,
+        }  # fmt: skip
+        started = now
+        history.epochs.append(record)
+        shown = ("loss", "validation_loss", "reconstruction", "kl")
+        bar.set_postfix({k: f"{record[k]:.4g}" for k in shown if record[k] is not None})
+        for callback in callbacks:
+            callback(epoch + 1, record)
+        history.best_epoch = epoch + 1
+        if validation_loss is None or betas[epoch] != betas[-1]:
+            return False
+        if validation_loss < best_loss:
+            best_loss, best_state, waited = validation_loss, (epoch + 1, pair.state()), 0
+        else:
+            waited += 1
+        return patience is not None and waited >= patience
+
+    with bar, pyro.validation_enabled(False):  # the first batch went through with it on
+        descend(
+            batches, parameters, epochs=len(betas), steps_per_epoch=steps,
+            after_epoch=after_epoch, **options,
+        )  # fmt: skip
+    if best_state is not None:
+        history.best_epoch, state = best_state
+        pair.restore(state)
+    return history
