@@ -106,8 +106,13 @@ class ContinuousBernoulli(Likelihood):
         return dist.ContinuousBernoulli(logits=params).to_event(len(self.event_shape))
 
     def params_of_mean(self, mean: Tensor) -> Tensor:
-        """Return logit(mean): on the right side of 1/2, though E[x] lies nearer to it."""
-        return _logit(mean)
+        """Return the logits l in [-15, 15] with 1 / (1 - exp(-l)) - 1 / l = mean, by bisection."""
+        low, high = torch.full_like(mean, -15.0), torch.full_like(mean, 15.0)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = dist.ContinuousBernoulli(logits=middle).mean < mean
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
 
 
 class Binomial(Likelihood):

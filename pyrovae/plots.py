@@ -22,11 +22,13 @@ INK = "#222222"
 COLOURS = ("#0b5fa5", "#c8553d", "#3a7d44")  # of curves: ELBO, reconstruction, KL
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _figure(width: float, height: float, pad: float = 0.04) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -60,7 +62,9 @@ def _grid(rows: list[Tensor], names: list[str], title: str) -> "Figure":
     low = min(float(r.min()) for r in rows)
     high = max(float(r.max()) for r in rows)
     columns = max(len(r) for r in rows)
-    figure = _figure(0.62 * columns + (0.95 if any(names) else 0.1), 0.62 * len(rows) + 0.4)
+    figure = _figure(
+        0.62 * columns + (0.95 if any(names) else 0.1), 0.62 * len(rows) + 0.4, pad=0.02
+    )
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for i, (row, name) in enumerate(zip(rows, names, strict=True)):
         for j in range(columns):
@@ -70,7 +74,6 @@ def _grid(rows: list[Tensor], names: list[str], title: str) -> "Figure":
                 axes[i, j].set_axis_off()
         axes[i, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=INK)
     figure.suptitle(title, fontsize=10, color=INK)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     return figure
 
 
@@ -173,13 +176,15 @@ def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
         labels: whole numbers (N,).
     """
     z = _means(vae, x, 0)
-    names = ("z[0]", "z[1]")
+    first, second = "z[0]", "z[1]"
     if z.shape[1] > 2:
         centred = z - z.mean(0)
         _, s, v = torch.linalg.svd(centred.double(), full_matrices=False)
         share = (s.square() / s.square().sum())[:2]
         z = centred @ v[:2].T.to(centred.dtype)
-        names = tuple(f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1))
+        first, second = (
+            f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)
+        )
     figure = _figure(5.6, 4.6)
     axes = figure.subplots()
     groups: list[tuple[Any, Tensor]] = [(None, torch.ones(len(z), dtype=torch.bool))]
@@ -195,9 +200,12 @@ def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
             axes.hist(z[rows, 0].numpy(), bins=40, color=colour, alpha=0.6, label=label)
         else:
             size = 14 if len(z) < 2000 else 4
-            axes.scatter(*z[rows].T, s=size, color=colour, alpha=0.75, linewidths=0, label=label)
-    axes.set_xlabel(names[0])
-    axes.set_ylabel(names[1] if z.shape[1] > 1 else "data")
+            horizontal, vertical = z[rows].unbind(1)
+            axes.scatter(
+                horizontal, vertical, s=size, color=colour, alpha=0.75, linewidths=0, label=label
+            )
+    axes.set_xlabel(first)
+    axes.set_ylabel(second if z.shape[1] > 1 else "data")
     axes.set_title(f"Means of q(z|x), {len(z):,} data", fontsize=10)
     if groups[0][0] is not None:
         axes.legend(

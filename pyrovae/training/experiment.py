@@ -82,7 +82,7 @@ def train(
     """
     chosen_objective = by_objective_name(objective)()
     likelihood = likelihood or _default_likelihood(data, binarize)
-    source = {
+    source: dict[str, Any] = {
         "source": data, "values": "levels" if _takes_levels(likelihood) else "unit",
         "binarize": binarize, "validation": validation, "seed": seed,
     }  # fmt: skip
