@@ -218,6 +218,26 @@ def _traces(
     return model_trace, guide_trace
 
 
+def _why_not(model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor]) -> str | None:
+    """Return the site whose event shapes differ, where each side runs alone but not together."""
+    try:
+        with poutine.block(hide_types=["sample"]), _Repeated():
+            ours, theirs = (_samples(poutine.trace(f).get_trace(x, *c)) for f in (model, guide))
+    except (ValueError, RuntimeError, IndexError):
+        return None
+    rules = ((n, _events(ours[n], theirs[n])) for n in ours if n in theirs)
+    return next((f"site {n!r}: {rule}." for n, rule in rules if rule), None)
+
+
+def _events(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """Return the rule broken where a latent's event shapes differ."""
+    event, guide_event = tuple(ours["fn"].event_shape), tuple(theirs["fn"].event_shape)
+    if event == guide_event:
+        return None
+    rule = f"event shape {event} in the model, {guide_event} in the guide"
+    return f"{rule}: declare event dimensions with .to_event on both sides"
+
+
 def _samples(trace: poutine.Trace) -> dict[str, Any]:
     return {
         name: site
@@ -252,11 +272,14 @@ def inspect(
     with torch.no_grad(), seeded(0), evaluating(*found):
         try:
             model_trace, guide_trace = _traces(model, guide, x, c)
-        except ValueError as error:
+        except (ValueError, RuntimeError, IndexError) as error:
             reason = str(error).splitlines()[0]
+            cause = _why_not(model, guide, x, c) or (
+                "are event dimensions declared with .to_event, and is the data's plate of size "
+                "len(x) at dim -1?"
+            )
             raise ValueError(
-                f"the pair cannot be run on {len(x)} rows: {reason} (are event dimensions declared "
-                "with .to_event, and is the data's plate of size len(x) at dim -1?)"
+                f"the pair cannot be run on {len(x)} rows: {cause} Pyro or torch said: {reason}"
             ) from error
     ours, theirs = _samples(model_trace), _samples(guide_trace)
     sites, plates = {}, {}
@@ -305,10 +328,8 @@ def _problems(
         for side, nodes in (("model", ours), ("guide", theirs)):
             if name in nodes:
                 yield from _placement(side, nodes[name], data_plate, n)
-        if name in theirs and tuple(theirs[name]["fn"].event_shape) != site.event_shape:
-            guide_event = tuple(theirs[name]["fn"].event_shape)
-            rule = f"event shape {site.event_shape} in the model, {guide_event} in the guide"
-            yield name, f"{rule}: declare event dimensions with .to_event on both sides"
+        if name in theirs and (differs := _events(ours[name], theirs[name])):
+            yield name, differs
 
 
 def _placement(

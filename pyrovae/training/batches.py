@@ -77,7 +77,7 @@ def source(data: Any, modules: Sequence[nn.Module]) -> Source:
         if len(data) == 0:  # type: ignore[arg-type]
             raise ValueError("expected a Dataset with at least one item; got an empty one")
         return FromDataset(data, modules)
-    x, *c = data if isinstance(data, tuple | list) else (data,)
+    x, *c = data if isinstance(data, tuple) else (data,)
     return InMemory(_tensors(x, c, modules))
 
 

@@ -115,17 +115,17 @@ def fit(
             module.to(device)
     path = None if run is None else rundir.create(run)
     pair = _Pair(model, guide, objective, found)
-    with seeded(seed), _training(found):
+    with seeded(seed), _training(found), pair.own_store():
         data = _Data(source(train, found), transform, seed, batch_size)
         held_out = None if validation is None else source(validation, found)
         pair.check(data, held_out)
-        with pair.parameters(next(data.epoch(0))) as parameters:
-            history = _run(
-                pair, parameters, data, held_out, betas, patience, callbacks,
-                lr=lr, optimizer=optimizer, schedule=schedule, clip_norm=clip_norm,
-            )  # fmt: skip
-            if path is not None:
-                rundir.save(path, pair.state(), history, config=_config(model))
+        parameters = pair.parameters(next(data.epoch(0)))
+        history = _run(
+            pair, parameters, data, held_out, betas, patience, callbacks,
+            lr=lr, optimizer=optimizer, schedule=schedule, clip_norm=clip_norm,
+        )  # fmt: skip
+        if path is not None:
+            rundir.save(path, pair.state(), history, config=_config(model))
     return history
 
 
@@ -204,6 +204,7 @@ class _Pair:
         self.modules = modules
         self.owned = {id(p) for m in modules for p in m.parameters()}
         self.bare: list[str] = []
+        self.theirs: dict[str, Tensor] = {}
         self.valid = False
         self._sizes: dict[int, int] = {}
 
@@ -220,32 +221,15 @@ class _Pair:
                 row += len(batch[0])
 
     @contextlib.contextmanager
-    def parameters(self, batch: Batch) -> Iterator[list[Tensor]]:
-        """Find what SVI would train on a batch, inside a parameter store of our own."""
+    def own_store(self) -> Iterator[None]:
+        """Work in a parameter store of one's own; hand the bare parameters back at the end."""
         store = pyro.get_param_store()
-        theirs = store.get_state()
-        values = {name: store[name].detach() for name in theirs["params"]}
+        self.theirs = {name: store[name].detach().clone() for name in store.keys()}
         trained: dict[str, tuple[Tensor, Any]] = {}
         try:
             with store.scope():
-                with seeded(0), poutine.trace(param_only=True) as capture:
-                    self.objective.loss_and_grads(self.model, self.guide, *batch)
-                names = list(capture.trace.nodes)
-                for name in names:
-                    leaf = store[name].unconstrained()
-                    leaf.grad = None
-                    if MODULE_DIVIDER not in name and id(leaf) not in self.owned:
-                        self.bare.append(name)
-                        if name in values:
-                            store[name] = values[name].clone()
-                leaves = {id(p): p for p in (store[name].unconstrained() for name in names)}
-                if not leaves:
-                    raise ValueError(
-                        "expected a pair with parameters; got none: register networks with "
-                        "pyro.module, or use pyro.param"
-                    )
                 try:
-                    yield list(leaves.values())
+                    yield
                 finally:
                     constraints = store.get_state()["constraints"]
                     for name in self.bare:
@@ -255,6 +239,27 @@ class _Pair:
                 if name in store:
                     del store[name]
                 store.setdefault(name, value, constraint)
+
+    def parameters(self, batch: Batch) -> list[Tensor]:
+        """Find what SVI would train on a batch; bare parameters start from the caller's values."""
+        store = pyro.get_param_store()
+        with seeded(0), poutine.trace(param_only=True) as capture:
+            self.objective.loss_and_grads(self.model, self.guide, *batch)
+        leaves: dict[int, Tensor] = {}
+        for name in capture.trace.nodes:
+            store[name].unconstrained().grad = None
+            if MODULE_DIVIDER not in name and id(store[name].unconstrained()) not in self.owned:
+                self.bare.append(name)
+                if name in self.theirs:
+                    store[name] = self.theirs[name]
+            leaf = store[name].unconstrained()
+            leaves[id(leaf)] = leaf
+        if not leaves:
+            raise ValueError(
+                "expected a pair with parameters; got none: register networks with pyro.module, or "
+                "use pyro.param"
+            )
+        return list(leaves.values())
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of the modules' tensors, buffers too, and of the bare parameters."""
