@@ -43,11 +43,11 @@ def _draw(axes: "Axes", x: Tensor, low: float, high: float) -> None:
     """Draw one datum: an image (H, W) or (C, H, W) with C 1 or 3, anything else as a line."""
     x = x.squeeze(0) if x.dim() == 3 and x.shape[0] == 1 else x
     if x.dim() == 2:
-        axes.imshow(x, cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
+        axes.imshow(x.numpy(), cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
     elif x.dim() == 3 and x.shape[0] == 3:
-        axes.imshow(((x - low) / max(high - low, 1e-12)).clamp(0, 1).movedim(0, -1))
+        axes.imshow(((x - low) / max(high - low, 1e-12)).clamp(0, 1).movedim(0, -1).numpy())
     else:
-        axes.plot(x.flatten(), color=INK, linewidth=0.9)
+        axes.plot(x.flatten().numpy(), color=INK, linewidth=0.9)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.set_xticks([])
     axes.set_yticks([])
@@ -200,7 +200,7 @@ def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
             axes.hist(z[rows, 0].numpy(), bins=40, color=colour, alpha=0.6, label=label)
         else:
             size = 14 if len(z) < 2000 else 4
-            horizontal, vertical = z[rows].unbind(1)
+            horizontal, vertical = z[rows].T.numpy()
             axes.scatter(
                 horizontal, vertical, s=size, color=colour, alpha=0.75, linewidths=0, label=label
             )
@@ -241,7 +241,7 @@ def manifold(vae: VAE, *, n: int = 20) -> "Figure":
     mosaic = x.permute(0, 2, 1, 3).reshape(n * shape[0], n * shape[1])
     figure = _figure(5.6, 5.6)
     axes = figure.subplots()
-    axes.imshow(mosaic, cmap="gray_r", interpolation="nearest")
+    axes.imshow(mosaic.numpy(), cmap="gray_r", interpolation="nearest")
     for axis, length, order in ((axes.xaxis, shape[1], 1), (axes.yaxis, shape[0], -1)):
         ticks = list(range(0, n, max(1, n // 6)))
         axis.set_ticks([(t + 0.5) * length - 0.5 for t in ticks])

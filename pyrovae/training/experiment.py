@@ -83,10 +83,16 @@ def train(
     chosen_objective = by_objective_name(objective)()
     likelihood = likelihood or _default_likelihood(data, binarize)
     source: dict[str, Any] = {
-        "source": data, "values": "levels" if _takes_levels(likelihood) else "unit",
+        "source": data, "values": "levels" if likelihood and _takes_levels(likelihood) else "unit",
         "binarize": binarize, "validation": validation, "seed": seed,
     }  # fmt: skip
     loaded = datasets.load(**source, data_dir=data_dir, download=download)
+    if likelihood is None:
+        names = ", ".join(sorted(hyphenated(name) for name in likelihoods.__all__))
+        raise ValueError(
+            f"expected a likelihood for {data}: name one with --likelihood ({names}), or binarise "
+            "with --binarize for bernoulli"
+        )
     options: dict[str, Any] = {
         "prior_options": prior_options,
         "likelihood_options": likelihood_options,
@@ -279,16 +285,10 @@ def _joined(parts: list[Summary]) -> Summary:
     )
 
 
-def _default_likelihood(data: str, binarize: str) -> str:
+def _default_likelihood(data: str, binarize: str) -> str | None:
     if binarize != "none":
         return "bernoulli"
-    if data == "digits":
-        return "binomial"
-    names = ", ".join(sorted(hyphenated(name) for name in likelihoods.__all__))
-    raise ValueError(
-        f"expected a likelihood for {data}: name one with --likelihood ({names}), or binarise with "
-        "--binarize for bernoulli"
-    )
+    return "binomial" if data == "digits" else None
 
 
 def _takes_levels(likelihood: str) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -378,7 +379,9 @@ def _run(
             waited += 1
         return patience is not None and waited >= patience
 
-    with bar, pyro.validation_enabled(False):  # the first batch went through with it on
+    # The first batch went through with validation on; a loss that is not finite is `descend`'s.
+    with bar, pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered (NaN|inf|\\+inf|-inf)")
         descend(
             batches, parameters, epochs=len(betas), steps_per_epoch=steps,
             after_epoch=after_epoch, **options,

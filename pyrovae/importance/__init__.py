@@ -1,0 +1,34 @@
+"""Importance weights of any pair. The only reader of traces in the library.
+
+A pair is Pyro's own: two callables of a batch `x` (leading dimension = data points) and optional
+context tensors `*c` with len(x) rows each. A *valid* pair has one plate at dim -1 that holds the
+data, of size len(x) or of a larger size with `subsample_size=len(x)`; event dimensions declared
+with `.to_event`; the same latent sites on both sides; and row n of both depends on row n of `x` and
+`c` alone.
+"""
+
+from pyrovae.importance.structure import (
+    Plate,
+    Site,
+    Structure,
+    batched,
+    check_support,
+    find_modules,
+    inspect,
+)
+from pyrovae.importance.weights import Terms, log_joint, log_terms, log_weights, simulate
+
+__all__ = [
+    "Plate",
+    "Site",
+    "Structure",
+    "Terms",
+    "batched",
+    "check_support",
+    "find_modules",
+    "inspect",
+    "log_joint",
+    "log_terms",
+    "log_weights",
+    "simulate",
+]
