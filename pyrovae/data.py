@@ -161,7 +161,7 @@ def load(
     Example:
         >>> digits = load("digits", values="levels")
         >>> digits.train.shape, float(digits.train.max())
-        (torch.Size([1437, 8, 8]), 16.0)
+        (torch.Size([1439, 8, 8]), 16.0)
     """
     if values not in ("unit", "levels"):
         raise ValueError(f"expected values to be 'unit' or 'levels'; got {values!r}")
