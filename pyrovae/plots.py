@@ -216,7 +216,7 @@ def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
     return figure
 
 
-def manifold(vae: VAE, *, n: int = 20) -> "Figure":
+def manifold(vae: VAE, *, n: int = 16) -> "Figure":
     """Return E[x|z] over a grid of the latent plane, at quantiles of the standard normal.
 
     Kingma & Welling (2014), figure 4.
@@ -237,12 +237,14 @@ def manifold(vae: VAE, *, n: int = 20) -> "Figure":
     quantiles = torch.special.ndtri((torch.arange(n) + 0.5) / n)
     z = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)  # rows downwards: z[1] upwards
     with torch.no_grad(), evaluating(vae):
-        x = vae.decode(z).mean.cpu().reshape(n, n, *shape)
-    mosaic = x.permute(0, 2, 1, 3).reshape(n * shape[0], n * shape[1])
+        x = vae.decode(z).mean.cpu().reshape(n * n, *shape)
+    x = torch.nn.functional.pad(x, (1, 1, 1, 1), value=float(x.min()))  # a gap between images
+    height, width = x.shape[1:]
+    mosaic = x.reshape(n, n, height, width).transpose(1, 2).reshape(n * height, n * width)
     figure = _figure(5.6, 5.6)
     axes = figure.subplots()
     axes.imshow(mosaic.numpy(), cmap="gray_r", interpolation="nearest")
-    for axis, length, order in ((axes.xaxis, shape[1], 1), (axes.yaxis, shape[0], -1)):
+    for axis, length, order in ((axes.xaxis, width, 1), (axes.yaxis, height, -1)):
         ticks = list(range(0, n, max(1, n // 6)))
         axis.set_ticks([(t + 0.5) * length - 0.5 for t in ticks])
         axis.set_ticklabels([f"{quantiles[t if order > 0 else n - 1 - t]:.1f}" for t in ticks])

@@ -38,9 +38,9 @@ def test_manifold_shows_what_the_decoder_gives():
     image = torch.as_tensor(figure.axes[0].images[0].get_array())
     quantiles = torch.special.ndtri((torch.arange(4) + 0.5) / 4)
     top_left = vae.decode(torch.stack([quantiles[0], quantiles[3]])).mean
-    torch.testing.assert_close(image[:3, :2].float(), top_left.detach())
+    torch.testing.assert_close(image[1:4, 1:3].float(), top_left.detach())
     bottom_right = vae.decode(torch.stack([quantiles[3], quantiles[0]])).mean
-    torch.testing.assert_close(image[-3:, -2:].float(), bottom_right.detach())
+    torch.testing.assert_close(image[-4:-1, -3:-1].float(), bottom_right.detach())
     with pytest.raises(ValueError, match="two latent dimensions and grey images"):
         plots.manifold(pair((3, 2), 3))
 

@@ -150,6 +150,12 @@ def test_beta_scales_the_kl_and_validation_is_at_one(objective):
     assert difference == pytest.approx(losses[1.0]["kl"], abs=0.35) and difference > 0.01
 
 
+def test_an_objectives_own_beta_is_kept():
+    mine = ManualELBO(beta=4.0)
+    assert fitted(objective=mine)[1]["beta"] == [4.0, 4.0] and mine.beta == 4.0
+    assert fitted(objective=mine, beta=2.0)[1]["beta"] == [2.0, 2.0] and mine.beta == 4.0
+
+
 def test_patience_counts_at_full_beta_and_restores_the_best():
     generator = torch.Generator().manual_seed(1)
     noise = (torch.rand(30, 4, generator=generator) > 0.5).float()
@@ -338,6 +344,9 @@ def test_a_run_is_written_and_loaded(tmp_path):
     assert not torch.equal(weights(again), before)
     with pytest.raises(ValueError, match="new or empty directory; got .* which is in use"):
         fitted(run=run)
+    with pytest.raises(ValueError, match="binarise"):
+        fitted(X * 0.5, run=tmp_path / "wrong")
+    assert [run] == list(tmp_path.iterdir())
 
 
 def test_load_into_a_pair_of_ones_own(tmp_path):

@@ -116,19 +116,14 @@ def train(
         "training": training,
         "versions": {name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
     }
-    path = rundir.next_free("runs", loaded.name) if run is None else rundir.create(run)
+    path = rundir.next_free("runs", loaded.name) if run is None else run
     say(_headline(loaded, vae, path))
-    try:
-        history = fit(
-            vae.model, vae.guide, loaded.train, objective=chosen_objective, epochs=epochs,
-            batch_size=batch_size, lr=lr, seed=seed, device=device, transform=loaded.transform,
-            validation=loaded.validation if len(loaded.validation) else None,
-        )  # fmt: skip
-    except BaseException:
-        path.rmdir()  # nothing is in it yet
-        raise
+    history = fit(
+        vae.model, vae.guide, loaded.train, objective=chosen_objective, epochs=epochs,
+        batch_size=batch_size, lr=lr, seed=seed, device=device, transform=loaded.transform,
+        validation=loaded.validation if len(loaded.validation) else None, run=path,
+    )  # fmt: skip
     rundir.write_json(path / "config.json", config)
-    rundir.save(path, rundir.state_of([vae], []), history, vae.config)
     found = _record(path, vae, loaded, "test", loaded.test, num_particles=100, seed=0)
     seconds = sum(r["seconds"] or 0.0 for r in history.epochs)
     say(

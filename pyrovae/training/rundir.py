@@ -1,9 +1,10 @@
 """A run's directory on disk: files appear whole or not at all, and none is a pickle."""
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from pyrovae.training.history import History
 PARAM = "param:"  # before the name of a bare pyro.param
 
 
-def create(path: str | Path) -> Path:
-    """Make a new run directory.
+@contextlib.contextmanager
+def claimed(path: str | Path | None) -> Iterator[Path | None]:
+    """Make a run directory for the block; remove it again if the block fails and left it empty.
 
     Raises:
         ValueError: the path is a file, or a directory that holds anything.
     """
+    if path is None:
+        yield None
+        return
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(
@@ -33,7 +38,12 @@ def create(path: str | Path) -> Path:
             "name another, or remove it"
         )
     path.mkdir(parents=True, exist_ok=True)
-    return path
+    try:
+        yield path
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()
+        raise
 
 
 def next_free(parent: str | Path, name: str) -> Path:

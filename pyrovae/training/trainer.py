@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -44,11 +45,11 @@ def fit(
     validation: Any = None,
     seed: int = 0,
     compile: str = "auto",
-    run: str | None = None,
+    run: str | Path | None = None,
     *,
     optimizer: Optimizer = adam,
     schedule: Schedule | None = None,
-    beta: Beta = 1.0,
+    beta: Beta | None = None,
     patience: int | None = None,
     clip_norm: float | None = None,
     transform: Transform | None = None,
@@ -80,7 +81,8 @@ def fit(
         optimizer: `optimizer(parameters, lr=lr)` gives a torch optimizer; by default fused Adam.
         schedule: factor of lr as a function of the part of training done; `optimise.cosine` is one.
         beta: factor of the latent sites' log-densities in model and guide alike, a number or a
-            function of the epoch (from 0). Validation is always at beta = 1.
+            function of the epoch (from 0); by default the objective's own, or 1. Validation is
+            always at beta = 1.
         patience: stop after this many epochs without a better validation loss, counted only while
             beta is what it is in the last epoch (full beta).
         clip_norm: upper bound of the gradient's 2-norm.
@@ -107,6 +109,7 @@ def fit(
     """
     _check_arguments(epochs, batch_size, lr, compile, patience, clip_norm, validation)
     objective = TraceMeanField_ELBO() if objective is None else objective
+    beta = getattr(objective, "beta", 1.0) if beta is None else beta
     betas = [float(beta(e) if callable(beta) else beta) for e in range(epochs)]
     if any(not 0 <= b < math.inf for b in betas):
         raise ValueError(f"expected beta to be finite and >= 0 in every epoch; got {betas}")
@@ -114,9 +117,8 @@ def fit(
     if device is not None:
         for module in found:
             module.to(device)
-    path = None if run is None else rundir.create(run)
     pair = _Pair(model, guide, objective, found)
-    with seeded(seed), _training(found), pair.own_store():
+    with rundir.claimed(run) as path, seeded(seed), _training(found), pair.own_store():
         data = _Data(source(train, found), transform, seed, batch_size)
         held_out = None if validation is None else source(validation, found)
         pair.check(data, held_out)
@@ -281,7 +283,8 @@ class _Pair:
     def step(self, batch: Batch, beta: float, parameters: Sequence[Tensor]) -> float:
         """Leave the gradient of objective / plate size in `.grad`, and return its value."""
         size = self.plate_size(batch)
-        with self._at(beta) as (model, guide):
+        # the first batch went through with validation on
+        with pyro.validation_enabled(False), self._at(beta) as (model, guide):
             loss = self.objective.loss_and_grads(model, guide, *batch) / size
         for p in parameters:
             if p.grad is not None:
@@ -348,11 +351,12 @@ def _run(
         if held_out is not None:
             yield from held_out.batches(EVALUATION_ROWS)
             return
-        seen = 0
+        left = TERMS_ROWS
         for batch in data.in_order():
-            if seen < TERMS_ROWS:
-                yield tuple(t[: TERMS_ROWS - seen] for t in batch)
-            seen += len(batch[0])
+            yield tuple(t[:left] for t in batch)
+            left -= len(batch[0])
+            if left <= 0:
+                return
 
     def after_epoch(epoch: int, loss: float, lr: float) -> bool:
         nonlocal best_loss, best_state, waited, started
@@ -379,8 +383,7 @@ def _run(
             waited += 1
         return patience is not None and waited >= patience
 
-    # The first batch went through with validation on; a loss that is not finite is `descend`'s.
-    with bar, pyro.validation_enabled(False), warnings.catch_warnings():
+    with bar, warnings.catch_warnings():  # a loss that is not finite is for `descend` to report
         warnings.filterwarnings("ignore", "Encountered (NaN|inf|\\+inf|-inf)")
         descend(
             batches, parameters, epochs=len(betas), steps_per_epoch=steps,
