@@ -1,4 +1,4 @@
-"""Pictures. Each function returns a matplotlib Figure; no global state of matplotlib is touched."""
+"""Pictures of a trained pair and of its training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,34 +9,12 @@ from torch import Tensor
 from pyrovae.data import Data
 from pyrovae.nets import evaluating
 from pyrovae.pairs import VAE
-from pyrovae.training import History, rundir
+from pyrovae.plots.style import COLOURS, INK, new_figure, plain, save
+from pyrovae.training import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["history", "latent", "manifold", "reconstructions", "samples", "save", "save_all"]
-
-DPI = 150
-INK = "#222222"
-COLOURS = ("#0b5fa5", "#c8553d", "#3a7d44")  # of curves: ELBO, reconstruction, KL
-
-
-def _figure(width: float, height: float, pad: float = 0.04) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, wspace=0.02, hspace=0.02)
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _plain(axes: "Axes") -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
 
 
 def _draw(axes: "Axes", x: Tensor, low: float, high: float) -> None:
@@ -62,7 +40,7 @@ def _grid(rows: list[Tensor], names: list[str], title: str) -> "Figure":
     low = min(float(r.min()) for r in rows)
     high = max(float(r.max()) for r in rows)
     columns = max(len(r) for r in rows)
-    figure = _figure(
+    figure = new_figure(
         0.62 * columns + (0.95 if any(names) else 0.1), 0.62 * len(rows) + 0.4, pad=0.02
     )
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -111,7 +89,7 @@ def history(history: History) -> "Figure":
     Args:
         history: what `fit` returned.
     """
-    figure = _figure(8.5, 3.4)
+    figure = new_figure(8.5, 3.4)
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"]
     left.plot(epochs, _negated(history["loss"]), color=COLOURS[0], label="training objective")
@@ -132,7 +110,7 @@ def history(history: History) -> "Figure":
         axes.set_xlabel("epoch")
         axes.set_ylabel("nats per datum")
         axes.legend(frameon=False, fontsize=8)
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -185,7 +163,7 @@ def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
         first, second = (
             f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in (0, 1)
         )
-    figure = _figure(5.6, 4.6)
+    figure = new_figure(5.6, 4.6)
     axes = figure.subplots()
     groups: list[tuple[Any, Tensor]] = [(None, torch.ones(len(z), dtype=torch.bool))]
     if labels is not None and len(labels.unique()) <= 20:
@@ -212,7 +190,7 @@ def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
             frameon=False, fontsize=8, title="label", bbox_to_anchor=(1.01, 0.5), loc="center left",
             markerscale=1.5,
         )  # fmt: skip
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -241,7 +219,7 @@ def manifold(vae: VAE, *, n: int = 16) -> "Figure":
     x = torch.nn.functional.pad(x, (1, 1, 1, 1), value=float(x.min()))  # a gap between images
     height, width = x.shape[1:]
     mosaic = x.reshape(n, n, height, width).transpose(1, 2).reshape(n * height, n * width)
-    figure = _figure(5.6, 5.6)
+    figure = new_figure(5.6, 5.6)
     axes = figure.subplots()
     axes.imshow(mosaic.numpy(), cmap="gray_r", interpolation="nearest")
     for axis, length, order in ((axes.xaxis, width, 1), (axes.yaxis, height, -1)):
@@ -252,12 +230,6 @@ def manifold(vae: VAE, *, n: int = 16) -> "Figure":
     axes.set_ylabel("z[1]")
     axes.set_title("E[x|z] over the latent plane, at quantiles of N(0, 1)", fontsize=10)
     return figure
-
-
-def save(figure: "Figure", path: Path) -> Path:
-    """Write a figure to a file, whole or not at all, and return the path."""
-    rundir.write(path, lambda p: figure.savefig(p))
-    return path
 
 
 def save_all(path: Path, vae: VAE, data: Data, history_of_run: History) -> list[Path]:
