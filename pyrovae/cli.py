@@ -72,6 +72,9 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
             f"expected the keys of {path} to be options of train, such as latent-dim; got "
             f"{', '.join(unknown)}"
         )
+    for key in values:
+        if key.endswith("_option") and isinstance(values[key], str):
+            values[key] = [values[key]]
     if isinstance(values.get("hidden"), list):
         values["hidden"] = ",".join(map(str, values["hidden"]))
     context.default_map = {**(context.default_map or {}), **values}

@@ -1,12 +1,13 @@
 """Named data sets, arrays on disk, binarisation."""
 
-import functools
 import hashlib
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -67,14 +68,14 @@ class Data:
         return x
 
 
-def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def binarize(x: Any, generator: torch.Generator | None = None) -> Any:
     """Draw each value as Bernoulli(x): grey values in [0, 1] become 0 or 1.
 
     As a transform of `fit` this is dynamic binarisation, a fresh draw each time (Salakhutdinov &
     Murray 2008).
 
     Args:
-        x: probabilities in [0, 1], any shape.
+        x: probabilities in [0, 1], any shape; of a batch (x, *c) the context is left as it is.
         generator: of the draws; None for the global one.
 
     Raises:
@@ -84,6 +85,8 @@ def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         >>> binarize(torch.tensor([0.0, 1.0]))
         tensor([0., 1.])
     """
+    if isinstance(x, tuple):
+        return binarize(x[0], generator), *x[1:]
     if x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
         raise ValueError(
             "expected values in [0, 1] to binarise; got values from "
@@ -136,7 +139,7 @@ def load(
       training images validate.
     - a `.npy` array (N, ...), a `.csv` table of numbers, or a `.npz` with either one array or the
       arrays train, test and perhaps validation; what is not split yet is split 80/10/10 at random.
-      Whole numbers of 8 bits are levels 0..255; other numbers are taken as they are.
+      Whole numbers of 8 bits are levels 0..255, or 0 and 1; others are taken as they are.
 
     Args:
         source: name or path.
@@ -168,7 +171,12 @@ def load(
     if binarize not in BINARIZE:
         raise ValueError(f"expected binarize to be one of {', '.join(BINARIZE)}; got {binarize!r}")
     if binarize != "none" and values == "levels":
-        raise ValueError("expected values='unit' with binarize; got 'levels'")
+        raise ValueError(
+            f"expected grey values in [0, 1] to binarise by {binarize!r}; got values='levels': "
+            "binarised data want a likelihood such as bernoulli, not one of levels"
+        )
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"expected seed to fit in 64 bits; got {seed}")
     name = str(source).lower().replace("_", "-")
     if name == "digits":
         raw = _digits()
@@ -179,16 +187,18 @@ def load(
     raw = _split(raw, validation, seed)
     scaled = raw.levels is not None and values == "unit"
     parts = {
-        split: torch.as_tensor(raw.arrays[split]).to(torch.float32) / (raw.top if scaled else 1)
+        split: torch.from_numpy(raw.arrays[split].astype(np.float32)) / (raw.top if scaled else 1)
         for split in SPLITS
     }
+    binarized = _binarized(parts, binarize)
     record = {
         "source": raw.source, "values": values, "binarize": binarize, "seed": seed,
-        "sizes": {split: len(x) for split, x in parts.items()}, "sha256": raw.digest(),
+        "sizes": {split: len(x) for split, x in parts.items()},
+        "sha256": digest(binarized["test"]),
     }  # fmt: skip
     return Data(
         name=raw.name,
-        **_binarized(parts, binarize),
+        **binarized,
         labels={split: torch.as_tensor(y) for split, y in raw.labels.items()},
         levels=raw.levels if binarize == "none" else 2,
         scaled=scaled and binarize == "none",
@@ -213,10 +223,10 @@ class _Raw:
         assert self.levels is not None
         return self.levels - 1
 
-    def digest(self) -> str:
-        """Return a fingerprint of the test data: results compare only on the same."""
-        test = np.ascontiguousarray(self.arrays["test"])
-        return hashlib.sha256(repr(test.shape).encode() + test.tobytes()).hexdigest()
+
+def digest(test: Tensor) -> str:
+    """Return a fingerprint of test data: results compare only on the same."""
+    return hashlib.sha256(repr(tuple(test.shape)).encode() + test.numpy().tobytes()).hexdigest()
 
 
 def _digits() -> _Raw:
@@ -266,12 +276,11 @@ def _file(path: Path) -> _Raw:
     try:
         if path.suffix == ".csv":
             arrays = {"all": _csv(path)}
-        elif path.suffix == ".npy":
-            arrays = {"all": np.load(path, allow_pickle=False)}
         else:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = dict(archive)
-    except (ValueError, OSError, EOFError, KeyError) as error:
+            with path.open("rb") as file:  # numpy leaves its own open where an archive is damaged
+                loaded = np.load(file, allow_pickle=False)
+                arrays = {"all": loaded} if path.suffix == ".npy" else dict(loaded)
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
         raise ValueError(
             f"expected an array of numbers in {path}; it cannot be read: {error}"
         ) from None
@@ -289,8 +298,10 @@ def _file(path: Path) -> _Raw:
     if len({a.shape[1:] for a in arrays.values()}) > 1:
         shapes = {name: a.shape for name, a in arrays.items()}
         raise ValueError(f"expected splits of one data shape in {path}; got {shapes}")
-    eight_bits = all(a.dtype == np.uint8 for a in arrays.values())
-    return _Raw(path.stem, str(path), arrays, {}, levels=256 if eight_bits else None)
+    levels = None
+    if all(a.dtype == np.uint8 for a in arrays.values()):
+        levels = 2 if max(int(a.max()) for a in arrays.values()) <= 1 else 256
+    return _Raw(path.stem, str(path), arrays, {}, levels)
 
 
 def _csv(path: Path) -> np.ndarray:
@@ -369,7 +380,9 @@ def _binarized(parts: dict[str, Tensor], how: str) -> dict[str, Tensor]:
         return parts
     if how == "threshold":
         return {split: (x > 0.5).to(x.dtype) for split, x in parts.items()}
-    draw = functools.partial(binarize, generator=torch.Generator().manual_seed(STATIC_SEED))
-    return {
-        split: x if how == "dynamic" and split == "train" else draw(x) for split, x in parts.items()
+    return {  # each split from a seed of its own: the test data do not depend on the others' sizes
+        split: x
+        if how == "dynamic" and split == "train"
+        else binarize(x, torch.Generator().manual_seed(STATIC_SEED + i))
+        for i, (split, x) in enumerate(parts.items())
     }

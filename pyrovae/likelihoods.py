@@ -9,6 +9,7 @@ from pyro import distributions as dist
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyrovae import distributions
 from pyrovae.distributions import Conditional, diagonal_normal
 from pyrovae.nets import NetFactory, Shape, mlp
 
@@ -103,7 +104,7 @@ class ContinuousBernoulli(Likelihood):
 
     def distribution(self, params: Tensor) -> TorchDistribution:
         """Return ContinuousBernoulli(logits=params)."""
-        return dist.ContinuousBernoulli(logits=params).to_event(len(self.event_shape))
+        return distributions.ContinuousBernoulli(logits=params).to_event(len(self.event_shape))
 
     def params_of_mean(self, mean: Tensor) -> Tensor:
         """Return the logits l in [-15, 15] with 1 / (1 - exp(-l)) - 1 / l = mean, by bisection."""

@@ -190,5 +190,22 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
+@contextlib.contextmanager
+def in_double(*modules: nn.Module) -> Iterator[None]:
+    """Compute in float64 inside the block: floating parameters and buffers, back to theirs after.
+
+    The parameters stay the same objects, and float32 values come back bit by bit.
+    """
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()]
+    dtypes = [(t, t.dtype) for t in tensors]
+    try:
+        for t in tensors:
+            t.data = t.data.double()
+        yield
+    finally:
+        for t, dtype in dtypes:
+            t.data = t.data.to(dtype)
+
+
 def _inner(shape: Shape) -> str:
     return ", ".join(map(str, shape))

@@ -60,15 +60,17 @@ def descend(
     """
     steps = max(1, epochs * steps_per_epoch)
     optim = optimizer(parameters, lr=lr)
+    rates = [group["lr"] for group in optim.param_groups]
     step = 0
     for epoch in range(epochs):
         total = weights = 0.0
         rate = lr
         for closure, weight in batches(epoch):
             if schedule is not None:
-                rate = lr * schedule(min(step / steps, 1.0))
-                for group in optim.param_groups:
-                    group["lr"] = rate
+                factor = schedule(min(step / steps, 1.0))
+                rate = lr * factor
+                for group, start in zip(optim.param_groups, rates, strict=True):
+                    group["lr"] = start * factor
             optim.zero_grad()
             loss = closure()
             if not math.isfinite(loss):

@@ -141,6 +141,8 @@ class VampPrior(Prior):
             )
         self._posterior = (posterior,)  # in a tuple, so that it is no submodule
         self.clamp = clamp
+        if len(init) != 2:
+            raise ValueError(f"expected init=(mean, standard deviation); got {init}")
         mean, sd = init
         self.pseudo_inputs = nn.Parameter(
             mean + sd * torch.randn(num_components, *posterior.in_shape)  # type: ignore[misc]

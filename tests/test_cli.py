@@ -83,6 +83,64 @@ def test_train_by_name(run, tmp_path):
     run("evaluate", "a", "--num-particles", 3)
 
 
+def test_what_the_options_reach(run, monkeypatch):
+    from pyrovae import data
+    from pyrovae.training import experiment
+
+    given = {}
+
+    def fit(*args, **options):
+        given.update(options)
+        return plain(*args, **options)
+
+    plain = experiment.fit
+    monkeypatch.setattr(experiment, "fit", fit)
+    run(
+        "train",
+        "--epochs",
+        1,
+        "--hidden",
+        8,
+        "--lr",
+        "1e-12",
+        "--binarize",
+        "dynamic",
+        "--run",
+        "a",
+    )
+    assert given["transform"] is data.binarize
+    mean = data.load("digits").train.mean(0).clamp(1e-3, 1 - 1e-3)
+    bias = load("a").likelihood.net.output.bias.detach().reshape(8, 8)
+    torch.testing.assert_close(bias, mean.logit(), atol=1e-4, rtol=0)
+
+    def figures(*words):
+        return json.loads(run("evaluate", "a", "--json", "--num-particles", 2, *words).stdout)
+
+    test, other = figures(), figures("--seed", 1)
+    assert test["elbo"] != other["elbo"]
+    assert (figures("--split", "validation")["elbo"], figures("--split", "train")["n"]) != (
+        test["elbo"], test["n"],
+    )  # fmt: skip
+    run("sample", "a", "--out", "0.npy")
+    run("sample", "a", "--out", "1.npy", "--seed", 1)
+    assert not np.array_equal(np.load("0.npy"), np.load("1.npy"))
+
+
+def test_a_run_is_evaluated_from_another_folder(run, tmp_path, monkeypatch):
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(10, 4)))
+    run("train", *QUICK, "--data", "t.npy", "--likelihood", "normal", "--run", "a")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    run("evaluate", "../a", "--num-particles", 3)
+
+
+def test_chunks_of_the_test_data_share_no_noise(run):
+    run("train", "--epochs", 1, "--hidden", 8, "--lr", "1e-12", "--run", "a")
+    run("evaluate", "a", "--num-particles", 1)
+    kl = load_file("a/evaluation.safetensors")["kl"]
+    assert abs(torch.corrcoef(torch.stack([kl[:79], kl[100:179]]))[0, 1]) < 0.4  # 3.5 sd of 0
+
+
 def test_densities_have_no_bits_per_dim(run):
     run(
         "train", *QUICK, "--likelihood", "normal", "--likelihood-option", "variance=fixed:0.2",
@@ -129,9 +187,9 @@ NONSENSE = {
     "unknown option": (["--prior-option", "k=1"], "options of prior standard-normal"),
     "no key": (["--prior-option", "k"], "--prior-option key=value; got 'k'"),
     "no such file": (["--data", "none.npy"], "file of data at none.npy; there is none"),
-    "no array": (["--data", "text.npy"], "array of numbers in text.npy"),
+    "no array": (["--data", "text.npy"], "text.npy; it cannot be read"),
     "grey pixels": (["--data", "grey.npy", "--likelihood", "bernoulli"], "binarise them"),
-    "nan": (["--data", "nan.npy", "--likelihood", "normal"], "finite numbers in nan.npy"),
+    "nan": (["--data", "nan.npy", "--likelihood", "normal"], "nan.npy; got 40 that are not"),
     "no rows": (["--data", "empty.npy", "--likelihood", "normal"], "at least one row"),
     "wrong shape": (["--data", "flat.npy", "--likelihood", "normal"], "row a datum"),
     "no likelihood": (["--data", "grey.npy"], "name one with --likelihood"),
@@ -140,6 +198,9 @@ NONSENSE = {
     "epochs -3": (["--epochs", "-3"], "epochs to be a positive whole number; got -3"),
     "epochs x": (["--epochs", "x"], "--epochs"),
     "batch size 0": (["--batch-size", "0"], "batch_size to be a positive"),
+    "levels": (["--binarize", "static", "--likelihood", "binomial"], "a likelihood such as bern"),
+    "type": (["--likelihood-option", "total_count=x"], "total_count to be of type int; got 'x'"),
+    "seed": (["--seed", "9" * 25], "seed to fit in 64 bits"),
     "hidden": (["--hidden", "a,b"], "--hidden to be whole numbers"),
     "hidden 0": (["--hidden", "0"], "hidden to hold positive whole numbers"),
     "device": (["--device", "warp"], "--device to name a device"),
@@ -203,8 +264,10 @@ def test_changed_data_and_damaged_runs_are_refused(run, tmp_path):
 
 
 def test_a_failure_exits_1_and_an_interrupt_130(run, tmp_path, monkeypatch):
-    result = run("train", *QUICK, "--lr", "1e9", "--epochs", 30, "--run", "a", code=1)
-    assert "try a lower lr" in result.stderr and not (tmp_path / "a").exists()
+    for words in (["--lr", "1e9"], ["--lr", "1e3", "--batch-size", 5000]):
+        words = [*QUICK, "--epochs", 30, "--likelihood", "normal", *words]
+        result = run("train", *words, "--run", "a", code=1)
+        assert "try a lower lr" in result.stderr and not (tmp_path / "a").exists()
     from pyrovae.training import experiment
 
     def stop(*args, **kwargs):

@@ -25,6 +25,28 @@ def test_splits_are_seeded_disjoint_and_whole():
     assert sorted(rows.tolist()) == sorted(whole.tolist())
 
 
+def test_labels_stay_with_their_images():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    known = {i.tobytes(): t for i, t in zip(bunch.images.astype("f4"), bunch.target, strict=True)}
+    digits = data.load("digits", values="levels")
+    for split in data.SPLITS:
+        labels = [known[image.numpy().tobytes()] for image in digits.split(split)]
+        assert digits.labels[split].tolist() == labels
+
+
+def test_binarised_test_data_are_the_same_whatever_the_rest():
+    loads = [
+        data.load("digits", binarize=how, validation=n)
+        for how in ("static", "dynamic")
+        for n in (None, 0, 100)
+    ]
+    assert all(torch.equal(one.test, loads[0].test) for one in loads)
+    assert len({one.record["sha256"] for one in loads}) == 1
+    assert data.load("digits").record["sha256"] != loads[0].record["sha256"]
+
+
 def test_validation_comes_from_the_training_rows():
     none, some = data.load("digits", validation=0), data.load("digits", validation=100)
     assert torch.equal(none.test, some.test)
@@ -62,6 +84,11 @@ def test_binarize_refuses_what_is_no_probability():
         data.binarize(torch.tensor([0.0, 16.0]))
 
 
+def test_binarize_leaves_context_alone():
+    x, c = data.binarize((torch.full((50,), 0.5), torch.full((50,), 0.5)))
+    assert set(x.tolist()) == {0.0, 1.0} and set(c.tolist()) == {0.5}
+
+
 def test_dequantize():
     x = torch.arange(4.0).repeat(1000)
     generator = torch.Generator().manual_seed(0)
@@ -95,6 +122,11 @@ def test_files(tmp_path):
     assert data.load(tmp_path / "a.npy").train.max() <= 1
     np.save(tmp_path / "f.npy", x * 0.5)
     assert data.load(tmp_path / "f.npy").levels is None
+    np.save(tmp_path / "b.npy", x % 2)
+    binary = data.load(tmp_path / "b.npy", binarize="threshold")
+    assert binary.train.max() == 1 and binary.levels == 2
+    np.save(tmp_path / "big.npy", x.astype(">f8"))
+    assert data.load(tmp_path / "big.npy").train.dtype == torch.float32
     np.savez(tmp_path / "s.npz", train=x[:12], test=x[12:], validation=x[:2])
     split = data.load(tmp_path / "s.npz", values="levels")
     assert torch.equal(split.test, torch.as_tensor(x[12:]).float()) and len(split.validation) == 2
@@ -131,6 +163,9 @@ def test_bad_files(tmp_path):
     refused("nan.npy", r"got 2 that are not, the first nan at index \(1, 0\)")
     np.savez(tmp_path / "many.npz", a=np.zeros((2, 2)), b=np.zeros((2, 2)))
     refused("many.npz", "one array, or train, test")
+    whole = (tmp_path / "many.npz").read_bytes()
+    (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+    refused("half.npz", "cannot be read")
     np.savez(tmp_path / "train.npz", train=np.zeros((2, 2)), validation=np.zeros((2, 2)))
     refused("train.npz", "both train and test")
     np.savez(tmp_path / "shapes.npz", train=np.zeros((9, 2)), test=np.zeros((9, 3)))
@@ -147,7 +182,10 @@ def test_bad_files(tmp_path):
     [
         ({"values": "grey"}, "values to be 'unit' or 'levels'; got 'grey'"),
         ({"binarize": "yes"}, "binarize to be one of none, threshold, static, dynamic; got 'yes'"),
-        ({"binarize": "static", "values": "levels"}, "values='unit' with binarize"),
+        (
+            {"binarize": "static", "values": "levels"},
+            "binarised data want a likelihood such as bernoulli",
+        ),
     ],
 )
 def test_bad_arguments(options, message):

@@ -1,9 +1,17 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from pyro import distributions as dist
 from torch.distributions import kl_divergence
 
-from pyrovae.distributions import MixtureOfNormals, diagonal_normal, seeded
+from pyrovae.distributions import (
+    ContinuousBernoulli,
+    MixtureOfNormals,
+    diagonal_normal,
+    seeded,
+)
 
 F64 = torch.float64
 
@@ -61,8 +69,32 @@ def test_mixture_in_float32_errs_as_documented():
     z = torch_mixture(loc, 0.05 * scale, logits).sample((500,))
     exact = torch_mixture(loc, 0.05 * scale, logits).log_prob(z)
     got = MixtureOfNormals(*(t.float() for t in (loc, 0.05 * scale, logits))).log_prob(z.float())
-    # about 1e-7 |z - m|^2 / s^2, |z - m| < 5 and s > 0.015
+    # about 1e-7 |z - centre|^2 / s^2, |z - centre| < 5 and s > 0.015
     assert (got.double() - exact).abs().max() < 1e-7 * (5 / 0.015) ** 2
+
+
+def test_mixture_never_exceeds_its_peak():
+    """Rounding, where the means lie far apart in units of their scale, must not reward that."""
+    loc, scale = torch.tensor([[-10.0], [10.0]]), torch.full((2, 1), 0.005)
+    z = loc + 0.0005 * torch.randn(2, 500).T.reshape(500, 2, 1)
+    peak = -math.log(2) - math.log(0.005) - 0.5 * math.log(2 * math.pi)
+    assert MixtureOfNormals(loc, scale, torch.zeros(2)).log_prob(z).max() <= peak + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_continuous_bernoulli_integrates_to_one_at_every_logit(dtype):
+    logits = torch.tensor([-60, -20, -5, -0.2, -0.1, -1e-3, 0, 1e-6, 0.09, 0.11, 3, 16, 40.0])
+    nodes, weights = (torch.tensor(a, dtype=F64) for a in np.polynomial.legendre.leggauss(80))
+    x = ((nodes + 1) / 2).to(dtype)[:, None]
+    density = ContinuousBernoulli(logits=logits.to(dtype)).log_prob(x).exp()
+    integral = (weights / 2) @ density.double()
+    tolerance = 1e-12 if dtype == F64 else 1e-5
+    torch.testing.assert_close(integral, torch.ones(13, dtype=F64), rtol=0, atol=tolerance)
+    theirs = dist.ContinuousBernoulli(logits=logits[3:11].double())  # where torch's clamp is far
+    ours = ContinuousBernoulli(logits=logits[3:11].double())
+    torch.testing.assert_close(
+        ours.log_prob(x.double()), theirs.log_prob(x.double()), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_mixture_refuses_other_shapes():

@@ -54,6 +54,9 @@ def test_summary_adds_up_and_blocks_do_not_matter(monkeypatch):
 
     monkeypatch.setattr(importance_weighted, "BLOCK", 70)
     split = evidence.summarise(vae.model, vae.guide, x, num_particles=300)
+    once = evidence.summarise(vae.model, vae.guide, x, num_particles=70)
+    twice = evidence.summarise(vae.model, vae.guide, x, num_particles=140)
+    assert not torch.allclose(once.elbo, twice.elbo)  # the second block has noise of its own
     error = math.sqrt(2) * split.evidence.standard_error
     difference = (split.evidence.log_evidence - whole.evidence.log_evidence).abs()
     assert bool((difference < 4.5 * error).all())

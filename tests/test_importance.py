@@ -68,6 +68,21 @@ def test_chunks_cover_every_row_and_particle():
         torch.testing.assert_close(log_w, log_evidence.expand(9, 7), rtol=0, atol=1e-10)
 
 
+def test_chunks_share_no_noise():
+    vae = build(data_shape=(4,), latent_dim=2, hidden=(3,))
+    x = torch.ones(5, 4)  # alike rows: only the noise tells them apart
+    log_w = log_weights(vae.model, vae.guide, x, num_particles=6, max_rows=1)
+    assert len(log_w.unique()) == 30
+
+
+def test_rows_of_few_numbers_are_bounded_too():
+    seen = []
+    vae = build(data_shape=(2,), latent_dim=2, hidden=(3,))
+    vae.posterior.register_forward_hook(lambda module, inputs, q: seen.append(len(inputs[0])))
+    log_weights(vae.model, vae.guide, torch.ones(400, 2), num_particles=400)
+    assert max(seen) <= 2**16
+
+
 def test_passes_are_bounded():
     seen = []
     vae, x, _ = linear_gaussian(n=7)
@@ -109,6 +124,15 @@ def test_masks_are_honoured():
         terms = log_terms(users.masked_model, users.plain_guide, x)
     assert terms.log_likelihood[0, 1] == terms.log_prior[0, 1] == 0
     assert terms.log_likelihood[0, 0] != 0
+
+    def masked_guide(x):
+        with pyro.poutine.mask(mask=x[:, 0] > 0):
+            users.plain_guide(x)
+
+    with pyro.get_param_store().scope():
+        both = log_terms(users.masked_model, masked_guide, x)
+    assert both.log_guide[0, 1] == 0 and both.log_guide[0, 0] != 0
+    assert both.log_weight[0, 1] == 0
 
 
 def test_a_seed_gives_the_same_draws_and_leaves_the_global_ones():
@@ -194,6 +218,23 @@ def test_log_joint_and_simulate():
         log_joint(vae.model, {}, x)
     with pytest.raises(ValueError, match=r"site 'z': expected values of shape \(4, 5"):
         log_joint(vae.model, {"z": z[:, :2]}, x)
+
+
+def test_simulate_leaves_deterministic_sites_out():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            loc = pyro.deterministic("loc", z)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    drawn = simulate(model, torch.zeros(5, 2))
+    assert {name: tuple(v.shape) for name, v in drawn.items()} == {"z": (5, 2), "x": (5, 2)}
+
+
+def test_grey_data_are_named_by_log_weights():
+    vae = build(data_shape=(4,), latent_dim=2, hidden=(3,))
+    with pytest.raises(ValueError, match="site 'x'.*Bernoulli.*binarise them"):
+        log_weights(vae.model, vae.guide, torch.full((3, 4), 0.5))
 
 
 def test_simulated_data_have_the_models_moments():

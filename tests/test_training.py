@@ -10,10 +10,12 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroParam
 from torch.utils.data import Dataset, TensorDataset
 
-from pyrovae import build, fit, load
+from pyrovae import build, fit
 from pyrovae.data import binarize
+from pyrovae.importance import log_terms
 from pyrovae.objectives import ManualELBO
-from pyrovae.optimise import cosine, descend
+from pyrovae.optimise import cosine
+from pyrovae.training import trainer
 
 X = (torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) > 0.3).float()
 
@@ -160,20 +162,33 @@ def test_patience_counts_at_full_beta_and_restores_the_best():
     generator = torch.Generator().manual_seed(1)
     noise = (torch.rand(30, 4, generator=generator) > 0.5).float()
     vae = make()
+    vae.likelihood.start_at_mean(noise)
     seen = []
 
     def keep(epoch, record):
         seen.append((record["validation_loss"], weights(vae)))
 
     history = fit(
-        vae.model, vae.guide, X[:6], validation=noise, epochs=300, lr=0.05, patience=5,
+        vae.model, vae.guide, X[:6] * 0, validation=noise, epochs=300, lr=0.05, patience=5,
         beta=lambda epoch: min(1.0, (epoch + 1) / 4), callbacks=[keep],
     )  # fmt: skip
-    full = [loss for loss, _ in seen[3:]]
-    assert len(history) < 300
-    assert history.best_epoch == 4 + full.index(min(full))
-    assert len(history) == history.best_epoch + 5
+    losses = [loss for loss, _ in seen]
+    assert losses.index(min(losses)) < 3  # the best of all came before full beta, and is passed by
+    assert history.best_epoch == 4 + losses[3:].index(min(losses[3:]))
+    assert len(history) == history.best_epoch + 5 < 300
     assert torch.equal(weights(vae), seen[history.best_epoch - 1][1])
+
+
+def test_validation_batches_are_weighed_by_their_rows(monkeypatch):
+    x = torch.cat([torch.zeros(40, 4), torch.ones(10, 4)])
+    vae = make()
+    vae.likelihood.start_at_mean(torch.full((9, 4), 0.01))
+    losses = []
+    for rows in (40, 1024):  # in batches of 40 and 10, and in one
+        monkeypatch.setattr(trainer, "EVALUATION_ROWS", rows)
+        options = {"epochs": 1, "lr": 1e-12, "optimizer": sgd, "validation": x}
+        losses.append(fit(vae.model, vae.guide, x, **options)["validation_loss"][0])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)  # unweighted: 2.5 times as much
 
 
 def test_clip_norm_bounds_the_step():
@@ -247,6 +262,11 @@ def test_a_loss_that_is_not_finite_ends_the_fit():
         fitted(epochs=50, lr=1e6, optimizer=sgd)
 
 
+def test_parameters_that_are_not_finite_end_the_fit():
+    with pytest.raises(FloatingPointError, match="after epoch 1.*try a lower lr|the loss is"):
+        fitted(epochs=3, lr=1e38, optimizer=sgd, batch_size=50)
+
+
 def test_a_pair_with_nothing_to_train_is_refused():
     def guide(x):
         with pyro.plate("data", len(x)):
@@ -316,92 +336,99 @@ def test_global_latents_train():
     assert history["kl"][-1] is None
 
 
-def test_modes_and_buffers():
-    vae = make()
-    vae.likelihood.net.hidden.append(torch.nn.Dropout(0.1))
-    vae.eval()
+def test_modes_are_set_to_train_and_back():
+    vae = make().eval()
+    modes = []
+    vae.likelihood.net.register_forward_hook(
+        lambda m, i, o: modes.append(m.training) if torch.is_grad_enabled() else None
+    )
     fit(vae.model, vae.guide, X, epochs=1)
-    assert not vae.likelihood.net.hidden[-1].training
+    assert modes and all(modes)
+    assert not vae.likelihood.net.training
+    assert all(p.grad is None for p in vae.parameters())
+
+
+@pytest.mark.parametrize("dataset", [False, True])
+def test_context_stays_with_its_row(dataset):
+    decoder, encoder = users.networks()
+    model, guide = users.conditional(decoder, encoder)
+    x, c = X[:, :1].repeat(1, users.D), X[:, :1] * 3 - 1
+
+    def checked(x, c):
+        assert torch.equal(c, x[:, :1] * 3 - 1)
+        model(x, c)
+
+    data = Rows(x, c) if dataset else (x, c)
+    fit(checked, guide, data, epochs=2, batch_size=7, validation=data)
+
+
+def test_the_terms_are_those_of_log_terms():
+    vae, history = fitted(epochs=1)
+    terms = log_terms(vae.model, vae.guide, X)
+    kl = (terms.log_guide - terms.log_prior).mean().item()
+    assert history["reconstruction"][0] == pytest.approx(terms.log_likelihood.mean().item())
+    assert history["kl"][0] == pytest.approx(kl)
+
+
+def test_an_auto_guide_leaves_nothing_in_the_callers_store():
+    from pyro.infer.autoguide import AutoNormal
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w.expand(len(x), 4), 1.0).to_event(1), obs=x)
+
+    with pyro.get_param_store().scope():
+        fit(model, AutoNormal(model), X, epochs=2)
+        assert not pyro.get_param_store().keys()
+
+
+def test_the_datas_plate_is_the_one_around_the_datum():
+    """Another plate that happens to be as long as the batch must not scale the loss."""
+
+    def model(x):
+        with pyro.plate("components", 6):
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 1000, subsample_size=len(x)):
+            loc = torch.zeros(len(x), 4)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(6))
+        with pyro.plate("components", 6):
+            pyro.sample("w", dist.Normal(loc, 1.0))
+
+    with pyro.get_param_store().scope():
+        losses = [
+            fit(model, guide, X[:42], epochs=1, lr=1e-12, batch_size=n)["loss"][0] for n in (6, 7)
+        ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def closure_pair(seed=0):
+    decoder, encoder = users.networks(seed)
+    model, guide = users.conditional(decoder, encoder)
+    return model, guide, torch.nn.ModuleList([decoder, encoder])
+
+
+def test_a_closures_networks_get_their_best_weights_back():
+    model, guide, networks = closure_pair()
+    x, c = users.batch(40)
+    seen = []
+
+    def keep(epoch, record):
+        seen.append([p.detach().clone() for p in networks.parameters()])
+
+    history = fit(
+        model, guide, (x[:5], c[:5]), validation=(1 - x, c), epochs=50, lr=0.1, patience=3,
+        callbacks=[keep],
+    )  # fmt: skip
+    assert history.best_epoch < len(history)
+    best = seen[history.best_epoch - 1]
+    assert all(torch.equal(a, b) for a, b in zip(best, networks.parameters(), strict=True))
 
 
 def test_device_and_dtype_follow_the_modules():
     vae = make().double()
     history = fit(vae.model, vae.guide, X, epochs=1, device="cpu")
     assert vae.sample(1).dtype == torch.float64 and len(history) == 1
-
-
-# The run directory
-
-
-def test_a_run_is_written_and_loaded(tmp_path):
-    run = tmp_path / "a"
-    vae, history = fitted(run=run)
-    assert {p.name for p in run.iterdir()} == {"config.json", "history.csv", "model.safetensors"}
-    again = load(run)
-    assert torch.equal(weights(again), weights(vae))
-    before = weights(again)
-    fit(again.model, again.guide, X, epochs=1)
-    assert not torch.equal(weights(again), before)
-    with pytest.raises(ValueError, match="new or empty directory; got .* which is in use"):
-        fitted(run=run)
-    with pytest.raises(ValueError, match="binarise"):
-        fitted(X * 0.5, run=tmp_path / "wrong")
-    assert [run] == list(tmp_path.iterdir())
-
-
-def test_load_into_a_pair_of_ones_own(tmp_path):
-    x = torch.randn(20, users.D, generator=torch.Generator().manual_seed(0))
-    pair = users.plain_model, users.plain_guide
-    with pyro.get_param_store().scope():
-        fit(*pair, x, epochs=3, run=tmp_path / "b")
-        scale = pyro.param("scale").item()
-    with pyro.get_param_store().scope():
-        with pytest.raises(ValueError, match="run once on a batch if it uses pyro.param"):
-            load(tmp_path / "b", into=pair)
-        users.plain_guide(x)
-        assert load(tmp_path / "b", into=pair) is None
-        assert pyro.param("scale").item() == pytest.approx(scale)
-
-
-def test_damaged_runs_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run directory with config.json"):
-        load(tmp_path / "none")
-    fitted(run=tmp_path / "c")
-    weights_file = tmp_path / "c" / "model.safetensors"
-    whole = weights_file.read_bytes()
-    weights_file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="model.safetensors is damaged"):
-        load(tmp_path / "c")
-    weights_file.unlink()
-    with pytest.raises(FileNotFoundError, match="the run did not finish"):
-        load(tmp_path / "c")
-    (tmp_path / "c" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is damaged"):
-        load(tmp_path / "c")
-
-
-def test_weights_that_do_not_fit_are_refused(tmp_path):
-    fitted(run=tmp_path / "d")
-    other = build(data_shape=(4,), latent_dim=3, hidden=(8,))
-    with pytest.raises(ValueError, match="do not fit VAE"):
-        load(tmp_path / "d", into=(other.model, other.guide))
-
-
-# The loop
-
-
-def test_descend_minimises_and_stops():
-    p = torch.tensor([3.0, -2.0], requires_grad=True)
-
-    def closure():
-        loss = p.square().sum()
-        loss.backward()
-        return loss.item()
-
-    seen = []
-    descend(
-        lambda epoch: [(closure, 1.0), (closure, 3.0)], [p], epochs=100, steps_per_epoch=2, lr=0.1,
-        optimizer=sgd, after_epoch=lambda epoch, loss, lr: seen.append(loss) or loss < 1e-6,
-    )  # fmt: skip
-    assert p.abs().max() < 1e-3 and len(seen) < 100
-    assert seen[0] == pytest.approx((13 + 3 * 13 * 0.64) / 4)

@@ -16,7 +16,16 @@ from pyrovae.importance.structure import (
     find_modules,
     inspect,
 )
-from pyrovae.importance.weights import Terms, log_joint, log_terms, log_weights, simulate
+from pyrovae.importance.weights import (
+    Terms,
+    enumerate_latents,
+    guide_distributions,
+    log_joint,
+    log_terms,
+    log_weights,
+    simulate,
+    site_log_probs,
+)
 
 __all__ = [
     "Plate",
@@ -25,10 +34,13 @@ __all__ = [
     "Terms",
     "batched",
     "check_support",
+    "enumerate_latents",
     "find_modules",
+    "guide_distributions",
     "inspect",
     "log_joint",
     "log_terms",
     "log_weights",
     "simulate",
+    "site_log_probs",
 ]

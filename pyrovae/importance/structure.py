@@ -242,13 +242,16 @@ def inspect(
         try:
             model_trace, guide_trace = traces(model, guide, x, c)
         except (ValueError, RuntimeError, IndexError) as error:
-            reason = str(error).splitlines()[0]
-            cause = _why_not(model, guide, x, c) or (
-                "are event dimensions declared with .to_event, and is the data's plate of size "
-                "len(x) at dim -1?"
-            )
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            cause = _why_not(model, guide, x, c)
+            if cause is None and ("plate" in reason or not isinstance(error, ValueError)):
+                cause = (
+                    "are event dimensions declared with .to_event, and is the data's plate of size "
+                    "len(x) at dim -1?"
+                )
             raise ValueError(
-                f"the pair cannot be run on {len(x)} rows: {cause} Pyro or torch said: {reason}"
+                f"the pair cannot be run on {len(x)} rows: {reason}"
+                + (f" ({cause})" if cause else "")
             ) from error
     ours, theirs = samples(model_trace), samples(guide_trace)
     sites, plates = {}, {}
@@ -264,15 +267,16 @@ def inspect(
             is_datum=node["is_observed"] and node["value"] is x,
             in_model=name in ours,
             in_guide=name in theirs,
-            distribution=type(getattr(node["fn"], "base_dist", node["fn"])).__name__,
+            distribution=_name(node["fn"]),
             support=node["fn"].support,
             batch_shape=tuple(node["fn"].batch_shape),
             event_shape=tuple(node["fn"].event_shape),
             plates=tuple(f.name for f in frames),
             reparameterised=name in theirs and bool(theirs[name]["fn"].has_rsample),
         )
+    around = next((s.plates for s in sites.values() if s.is_datum), tuple(plates))
     data_plate = next(
-        (p for p in plates.values() if p.dim == -1 and p.subsample_size == len(x)), None
+        (p for n in around if (p := plates[n]).dim == -1 and p.subsample_size == len(x)), None
     )
     problems = tuple(_problems(sites, ours, theirs, data_plate, len(x)))
     return Structure(sites, plates, data_plate, problems)
@@ -335,7 +339,19 @@ def check_support(site: Site, x: Tensor, first_row: int = 0) -> None:
     Raises:
         ValueError: with the count of bad values, the first place and the remedies.
     """
-    support = site.support
+    _check(site.name, site.distribution, site.support, x, first_row)
+
+
+def check_values(name: str, distribution: Any, x: Tensor) -> None:
+    """Refuse values off a distribution's support, as `check_support` does."""
+    _check(name, _name(distribution), distribution.support, x, 0)
+
+
+def _name(distribution: Any) -> str:
+    return type(getattr(distribution, "base_dist", distribution)).__name__
+
+
+def _check(name: str, distribution: str, support: Any, x: Tensor, first_row: int) -> None:
     while isinstance(support, dist.constraints.independent):
         support = support.base_constraint
     good = support.check(x)
@@ -351,7 +367,7 @@ def check_support(site: Site, x: Tensor, first_row: int = 0) -> None:
     ]
     within = f" in [{', '.join(bounds)}]" if len(bounds) == 2 else ""
     raise ValueError(
-        f"site {site.name!r}: expected data on the support of {site.distribution} "
-        f"({kind}{within}); got {int((~good).sum())} of {good.numel()} values off it, the first "
+        f"site {name!r}: expected data on the support of {distribution} ({kind}{within}); got "
+        f"{int((~good).sum())} of {good.numel()} values off it, the first "
         f"{float(x[row, *place].flatten()[0]):.6g} at index {(first_row + row, *place)}: {remedy}"
     )

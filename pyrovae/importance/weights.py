@@ -7,13 +7,23 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrovae.distributions import seeded
-from pyrovae.importance.structure import Repeated, batched, find_modules, inspect, samples, traces
+from pyrovae.importance.structure import (
+    Repeated,
+    batched,
+    check_values,
+    find_modules,
+    inspect,
+    samples,
+    traces,
+)
 from pyrovae.nets import evaluating
 
 MAX_ELEMENTS = 2**23  # numbers of x that one pass may hold: 32 MB in float32
+MAX_ROWS = 2**16  # rows of a pass, where a row of x is small beside the networks' layers
 
 
 class Terms(NamedTuple):
@@ -34,7 +44,11 @@ class Terms(NamedTuple):
 
 def _log_prob(site: Any, rows: int) -> Tensor:
     """Return log p of a site, (rows,): masked, but without the plate's or any other scale."""
-    log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    try:
+        log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except ValueError:
+        check_values(site["name"], site["fn"], site["value"])  # says more than torch does
+        raise
     log_p = scale_and_mask(log_p, mask=site["mask"])
     if tuple(log_p.shape) != (rows,):
         raise ValueError(
@@ -79,7 +93,7 @@ def log_terms(
         *c: context, N rows each.
         num_particles: number K of draws a datum.
         seed: of the draws; None for the global generator.
-        max_rows: rows x particles of one pass; by default as many as hold 2^23 numbers of x.
+        max_rows: rows x particles of one pass; by default 2^16, or what holds 2^23 numbers of x.
         modules: those that the functions hold in their closures; set to evaluation mode here.
 
     Returns:
@@ -95,7 +109,7 @@ def log_terms(
     found = find_modules(model, guide, modules=modules)
     x, c = batched(x, c, found)
     inspect(model, guide, x[:2], *(t[:2] for t in c), modules=modules).check()
-    size = max_rows or max(1, MAX_ELEMENTS // max(1, math.prod(x.shape[1:])))
+    size = max_rows or rows_of_a_pass(x)
     blocks: dict[int, list[Terms]] = {}
     with seeded(seed), evaluating(*found):
         for rows, k in _chunks(len(x), num_particles, size):
@@ -140,7 +154,7 @@ def log_weights(
         *c: context, N rows each.
         num_particles: number K of draws a datum.
         seed: of the draws; None for the global generator.
-        max_rows: rows x particles of one pass; by default as many as hold 2^23 numbers of x.
+        max_rows: rows x particles of one pass; by default 2^16, or what holds 2^23 numbers of x.
         modules: those that the functions hold in their closures; set to evaluation mode here.
 
     Returns:
@@ -161,29 +175,31 @@ def log_weights(
     ).log_weight  # fmt: skip
 
 
-def log_joint(
-    model: Callable,
+def site_log_probs(
+    function: Callable,
     latents: Mapping[str, Tensor],
     x: Tensor,
     *c: Tensor,
+    max_rows: int | None = None,
     modules: Sequence[nn.Module] = (),
-) -> Tensor:
-    """Return log p(x, z) at given latents.
+) -> dict[str, Tensor]:
+    """Return the log-density of each site of a model, or of a guide, at given latents.
 
     Args:
-        model: Pyro model of (x, *c).
+        function: Pyro model or guide of (x, *c).
         latents: for each latent site its values (K, N, *event_shape).
         x: data (N, ...).
         *c: context, N rows each.
-        modules: those that the model holds in its closure.
+        max_rows: rows x values of one pass; by default 2^16, or what holds 2^23 numbers of x.
+        modules: those that the function holds in its closure.
 
     Returns:
-        Tensor (K, N), in nats.
+        For each site a tensor (K, N), in nats; masks are honoured, scales left out.
 
     Raises:
         ValueError: a latent site is missing, or has other leading dimensions.
     """
-    found = find_modules(model, modules=modules)
+    found = find_modules(function, modules=modules)
     x, c = batched(x, c, found)
     k = len(next(iter(latents.values()), x[:1]))
     for name, value in latents.items():
@@ -192,17 +208,63 @@ def log_joint(
                 f"site {name!r}: expected values of shape ({k}, {len(x)}, *event_shape); got "
                 f"{tuple(value.shape)}"
             )
-    given = {name: value.flatten(0, 1) for name, value in latents.items()}
-    with evaluating(*found), poutine.block(hide_types=["sample"]), Repeated():
-        trace = poutine.trace(poutine.condition(model, data=given)).get_trace(
-            _repeat(x, k), *(_repeat(t, k) for t in c)
-        )
-    total = x.new_zeros(k * len(x))
+    blocks: dict[int, list[dict[str, Tensor]]] = {}
+    first = {0: 0}
+    with evaluating(*found):
+        for rows, n in _chunks(len(x), k, max_rows or rows_of_a_pass(x)):
+            start = first.get(rows.start, 0)
+            first[rows.start] = start + n
+            z = {name: v[start : start + n, rows].flatten(0, 1) for name, v in latents.items()}
+            xs, cs = _repeat(x[rows], n), [_repeat(t[rows], n) for t in c]
+            log_p = {s: t.reshape(n, -1) for s, t in _conditioned(function, z, xs, cs).items()}
+            blocks.setdefault(rows.start, []).append(log_p)
+    columns = [{s: torch.cat([t[s] for t in block]) for s in block[0]} for block in blocks.values()]
+    return {site: torch.cat([t[site] for t in columns], 1) for site in columns[0]}
+
+
+def rows_of_a_pass(x: Tensor) -> int:
+    """Return how many rows like those of x one pass may hold."""
+    return min(MAX_ROWS, max(1, MAX_ELEMENTS // max(1, math.prod(x.shape[1:]))))
+
+
+def _conditioned(
+    function: Callable, latents: Mapping[str, Tensor], x: Tensor, c: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    with poutine.block(hide_types=["sample"]), Repeated():
+        trace = poutine.trace(poutine.condition(function, data=latents)).get_trace(x, *c)
+    log_p = {}
     for name, site in samples(trace).items():
         if not site["is_observed"]:
             raise ValueError(f"site {name!r}: it is latent in the model but no value was given")
-        total = total + _log_prob(site, k * len(x))
-    return total.reshape(k, len(x))
+        log_p[name] = _log_prob(site, len(x))
+    return log_p
+
+
+def log_joint(
+    model: Callable,
+    latents: Mapping[str, Tensor],
+    x: Tensor,
+    *c: Tensor,
+    max_rows: int | None = None,
+    modules: Sequence[nn.Module] = (),
+) -> Tensor:
+    """Return log p(x, z) at given latents; of a guide, log q(z|x).
+
+    Arguments and errors: see `site_log_probs`, whose sum over sites this is.
+
+    Returns:
+        Tensor (K, N), in nats.
+    """
+    log_p = site_log_probs(model, latents, x, *c, max_rows=max_rows, modules=modules)
+    return torch.stack(list(log_p.values())).sum(0)
+
+
+class _Unobserved(Messenger):
+    """Draw what is observed, as `poutine.uncondition` does, but compute what is deterministic."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic"):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
 def simulate(
@@ -228,5 +290,75 @@ def simulate(
     x, c = batched(x, c, found)
     with torch.no_grad(), seeded(seed), evaluating(*found):
         with poutine.block(hide_types=["sample"]), Repeated():
-            trace = poutine.trace(poutine.uncondition(model)).get_trace(x, *c)
-    return {name: site["value"] for name, site in samples(trace).items()}
+            with poutine.trace() as tracer, _Unobserved():
+                model(x, *c)
+            trace = tracer.trace
+    drawn = {
+        name: site["value"]
+        for name, site in samples(trace).items()
+        if not site["infer"].get("_deterministic")
+    }
+    for name, value in drawn.items():
+        if len(value) != len(x):
+            raise ValueError(
+                f"site {name!r}: expected {len(x)} rows of draws; got shape {tuple(value.shape)}: "
+                "does it stand within the data's plate?"
+            )
+    return drawn
+
+
+def guide_distributions(
+    guide: Callable, x: Tensor, *c: Tensor, modules: Sequence[nn.Module] = ()
+) -> dict[str, Any]:
+    """Return q of each site of the guide, batch shape (N,), as one run of it made them.
+
+    Args:
+        guide: Pyro guide of (x, *c).
+        x: data (N, ...).
+        *c: context, N rows each.
+        modules: those that the guide holds in its closure.
+    """
+    found = find_modules(guide, modules=modules)
+    x, c = batched(x, c, found)
+    with torch.no_grad(), seeded(0), evaluating(*found):
+        with poutine.block(hide_types=["sample"]), Repeated():
+            trace = poutine.trace(guide).get_trace(x, *c)
+    return {name: site["fn"] for name, site in samples(trace).items()}
+
+
+def enumerate_latents(
+    model: Callable, x: Tensor, *c: Tensor, modules: Sequence[nn.Module] = ()
+) -> dict[str, Tensor]:
+    """Return every value that the model's discrete latents take together.
+
+    Args:
+        model: Pyro model of (x, *c).
+        x: data (N, ...).
+        *c: context, N rows each.
+        modules: those that the model holds in its closure.
+
+    Returns:
+        For each latent site a tensor (S, *event_shape), S the number of joint values.
+
+    Raises:
+        ValueError: a latent site that is not discrete and finite.
+    """
+    found = find_modules(model, modules=modules)
+    x, c = batched(x, c, found)
+    with torch.no_grad(), seeded(0), evaluating(*found):
+        with poutine.block(hide_types=["sample"]), Repeated():
+            trace = poutine.trace(model).get_trace(x, *c)
+    values = {}
+    for name, site in samples(trace).items():
+        if site["is_observed"]:
+            continue
+        if not getattr(site["fn"], "has_enumerate_support", False):
+            raise ValueError(
+                f"site {name!r}: expected a discrete latent with finitely many values; got "
+                f"{type(site['fn']).__name__}"
+            )
+        every = site["fn"].enumerate_support(expand=False)
+        values[name] = every.reshape(len(every), *site["fn"].event_shape)
+    counts = [torch.arange(len(v)) for v in values.values()]
+    index = torch.cartesian_prod(*counts).reshape(-1, len(counts))
+    return {name: v[index[:, i]] for i, (name, v) in enumerate(values.items())}

@@ -1,6 +1,7 @@
 """Pairs by name: every choice one word."""
 
 import inspect
+import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -114,6 +115,13 @@ def build(
         "likelihood_options": dict(likelihood_options or {}),
         "posterior_options": dict(posterior_options or {}), "net_options": dict(net_options or {}),
     }  # fmt: skip
+    try:
+        json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected options that JSON can hold, so that a run can be loaded; got {error}: name "
+            "an object, as in variance='fixed:0.1', or make the VAE from its parts"
+        ) from None
     given: dict[str, Any] = {"latent_dim": latent_dim, "data_shape": shape}
     with seeded(seed):
         given["net"] = _make("net", net_class, net_options, {"hidden": tuple(hidden)})
@@ -179,6 +187,8 @@ def _make(
     for key, value in options.items():
         hint = hints.get(key)
         if isinstance(value, str) and isinstance(hint, type) and hint is not str:
+            if hint.__module__ != factory.__module__:
+                raise ValueError(f"expected {key} to be of type {hint.__name__}; got {value!r}")
             options[key] = _object(key, value, hint)
         elif isinstance(value, list):
             options[key] = tuple(value)
@@ -194,8 +204,6 @@ def _object(key: str, text: str, base: type) -> Any:
     """Return the object that "name" or "name:argument,argument" names: a subclass of `base`."""
     name, _, arguments = text.partition(":")
     subclasses = {c.__name__: c for c in _subclasses(base)}
-    if not subclasses:
-        raise ValueError(f"expected {key} to be of type {base.__name__}; got {text!r}")
     chosen = by_name(key, name, subclasses)
     try:
         return chosen(*(float(a) for a in arguments.split(",") if a))

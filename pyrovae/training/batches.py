@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyrovae.importance import batched
 
@@ -73,6 +73,10 @@ def source(data: Any, modules: Sequence[nn.Module]) -> Source:
     """
     if isinstance(data, TensorDataset):
         data = data.tensors
+    if isinstance(data, IterableDataset) or (isinstance(data, tuple) and not data):
+        raise ValueError(
+            f"expected x, (x, *c) or a Dataset with a length; got {type(data).__name__} without one"
+        )
     if isinstance(data, Dataset):
         if len(data) == 0:  # type: ignore[arg-type]
             raise ValueError("expected a Dataset with at least one item; got an empty one")

@@ -21,7 +21,7 @@ from pyrovae.pairs import VAE, build
 from pyrovae.pairs.names import by_name, exported, hyphenated, level_options
 from pyrovae.training import rundir
 from pyrovae.training.history import History
-from pyrovae.training.trainer import fit
+from pyrovae.training.trainer import check_arguments, fit
 
 PARTS = (priors, likelihoods, posteriors, nets)
 CHUNK = 100  # rows evaluated at once
@@ -82,6 +82,8 @@ def train(
     """
     chosen_objective = by_objective_name(objective)()
     likelihood = likelihood or _default_likelihood(data, binarize)
+    if Path(data).is_file():
+        data = str(Path(data).resolve())
     source: dict[str, Any] = {
         "source": data, "values": "levels" if likelihood and _takes_levels(likelihood) else "unit",
         "binarize": binarize, "validation": validation, "seed": seed,
@@ -116,6 +118,7 @@ def train(
         "training": training,
         "versions": {name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
     }
+    check_arguments(epochs, batch_size, lr)
     path = rundir.next_free("runs", loaded.name) if run is None else run
     say(_headline(loaded, vae, path))
     history = fit(
@@ -171,6 +174,8 @@ def evaluate(
     assert vae is not None
     loaded = load_data(run, data_dir)
     x = loaded.split(split)[:limit]
+    if loaded.transform is not None and split == "train":
+        x = loaded.transform(x, torch.Generator().manual_seed(seed))
     return _record(Path(run), vae, loaded, split, x, num_particles=num_particles, seed=seed)
 
 
@@ -182,13 +187,13 @@ def load_data(run: Path, data_dir: Path | None = None) -> datasets.Data:
         FileNotFoundError: no such run, or its data are not there.
     """
     config = rundir.read_config(run)
-    if "data" not in config or "record" not in config:
+    if "source" not in config.get("data", {}) or "sha256" not in config.get("record", {}):
         raise ValueError(
             f"expected {run}/config.json to name the data; it does not: the run was made by "
             "fit(run=...), so use pyrovae.load and evidence.iwae on data of your own"
         )
     source = dict(config["data"])
-    loaded = datasets.load(**source | {"data_dir": data_dir or source["data_dir"]})
+    loaded = datasets.load(**source | {"data_dir": data_dir or source.get("data_dir")})
     if loaded.record["sha256"] != config["record"]["sha256"]:
         raise ValueError(
             f"expected the data that {run} was trained on; {source['source']} has changed since"
@@ -247,8 +252,11 @@ def _record(
 ) -> dict[str, Any]:
     """Evaluate, and write what was found."""
     parts = []
-    for rows in tqdm(x.split(CHUNK), unit_scale=CHUNK, unit="data", disable=None, leave=False):
-        parts.append(summarise(vae.model, vae.guide, rows, num_particles=num_particles, seed=seed))
+    chunks = x.split(CHUNK)
+    bar = tqdm(chunks, unit_scale=CHUNK, unit="data", disable=None, leave=False)
+    for i, rows in enumerate(bar):
+        noise = seed * len(chunks) + i  # of each chunk its own, or their errors would add up
+        parts.append(summarise(vae.model, vae.guide, rows, num_particles=num_particles, seed=noise))
     summary = _joined(parts)
     found = {"split": split} | figures(summary, vae, data)
     found |= {"num_particles": num_particles, "seed": seed}
@@ -283,7 +291,7 @@ def _joined(parts: list[Summary]) -> Summary:
 def _default_likelihood(data: str, binarize: str) -> str | None:
     if binarize != "none":
         return "bernoulli"
-    return "binomial" if data == "digits" else None
+    return "binomial" if data.lower() == "digits" else None
 
 
 def _takes_levels(likelihood: str) -> bool:

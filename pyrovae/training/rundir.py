@@ -18,7 +18,7 @@ from pyrovae.importance import find_modules
 from pyrovae.pairs import VAE, build
 from pyrovae.training.history import History
 
-PARAM = "param:"  # before the name of a bare pyro.param
+PARAM = "param:"  # before a name in Pyro's parameter store
 
 
 @contextlib.contextmanager
@@ -37,26 +37,23 @@ def claimed(path: str | Path | None) -> Iterator[Path | None]:
             f"expected --run (run=) to name a new or empty directory; got {path}, which is in use: "
             "name another, or remove it"
         )
-    path.mkdir(parents=True, exist_ok=True)
+    ours = not path.exists()
+    path.mkdir(parents=True, exist_ok=not ours)
     try:
         yield path
     except BaseException:
-        with contextlib.suppress(OSError):  # it is not empty
-            path.rmdir()
+        if ours:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
         raise
 
 
 def next_free(parent: str | Path, name: str) -> Path:
-    """Make and return parent/name-1, or the next number that is free."""
-    parent = Path(parent)
-    parent.mkdir(parents=True, exist_ok=True)
+    """Return parent/name-1, or the next number that is free."""
     number = 1
-    while True:
-        try:
-            (parent / f"{name}-{number}").mkdir()
-            return parent / f"{name}-{number}"
-        except FileExistsError:
-            number += 1
+    while (Path(parent) / f"{name}-{number}").exists():
+        number += 1
+    return Path(parent) / f"{name}-{number}"
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
@@ -86,8 +83,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write(path, lambda p: save_file({k: t.detach().cpu().clone() for k, t in tensors.items()}, p))
 
 
-def state_of(modules: Sequence[nn.Module], bare: Sequence[str]) -> dict[str, Tensor]:
-    """Return copies of the tensors of modules, buffers too, and of bare `pyro.param`s by name.
+def state_of(modules: Sequence[nn.Module], names: Sequence[str]) -> dict[str, Tensor]:
+    """Return copies of the tensors of modules, buffers too, and of parameters in Pyro's store.
 
     The first module's keys are its own; those of the n-th further one begin with "n:".
     """
@@ -96,15 +93,15 @@ def state_of(modules: Sequence[nn.Module], bare: Sequence[str]) -> dict[str, Ten
         for key, tensor in module.state_dict().items():
             state[f"{i}:{key}" if i else key] = tensor.detach().clone().contiguous()
     store = pyro.get_param_store()
-    return state | {PARAM + name: store[name].detach().clone() for name in bare}
+    return state | {PARAM + name: store[name].detach().clone() for name in names}
 
 
 def restore(state: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
-    """Fill modules and bare `pyro.param`s, in place, with what `state_of` returned.
+    """Fill modules, and parameters in Pyro's store, in place, with what `state_of` returned.
 
     Raises:
-        ValueError: a tensor is missing, too many, or of another shape; or a bare parameter that
-            the parameter store does not know.
+        ValueError: a tensor is missing, too many, or of another shape; or a parameter that the
+            store does not know.
     """
     store = pyro.get_param_store()
     filled = set()
@@ -123,7 +120,8 @@ def restore(state: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
         if not key.startswith(PARAM) or name not in store:
             raise ValueError(
                 f"the saved tensor {key!r} has no place in the pair: expected the pair it was "
-                "saved from, run once on a batch if it uses pyro.param"
+                "saved from, with the same modules=, and run once on a batch where its functions "
+                "call pyro.param or pyro.module"
             )
         with torch.no_grad():
             constraint = store.get_state()["constraints"][name]
@@ -170,13 +168,19 @@ def read_config(run: str | Path) -> dict[str, Any]:
     return config
 
 
-def load(run: str | Path, into: tuple[Callable, Callable] | None = None) -> VAE | None:
+def load(
+    run: str | Path,
+    into: tuple[Callable, Callable] | None = None,
+    modules: Sequence[nn.Module] = (),
+) -> VAE | None:
     """Return the trained VAE of a run, or fill a pair of your own with its weights.
 
     Args:
         run: a directory that `fit(run=...)` or `pyrovae train` wrote.
         into: (model, guide) to fill in place of building a VAE; its modules are found as `fit`
-            finds them, and its bare `pyro.param`s must be in the store already.
+            finds them. What its functions register by `pyro.param` or `pyro.module` must be in
+            Pyro's store already: run the model and the guide once.
+        modules: those that `fit` was given.
 
     Returns:
         The VAE, or None with `into`.
@@ -186,7 +190,12 @@ def load(run: str | Path, into: tuple[Callable, Callable] | None = None) -> VAE 
         ValueError: a damaged file, or weights that do not fit.
     """
     path = Path(run) / "model.safetensors"
-    vae = None if into is not None else build(**read_config(run)["build"])
+    vae = None
+    if into is None:
+        try:
+            vae = build(**read_config(run)["build"])
+        except TypeError as error:
+            raise ValueError(f"{Path(run) / 'config.json'} is damaged: {error}") from None
     if not path.is_file():
         raise FileNotFoundError(
             f"expected trained weights in {path}; there are none: the run did not finish"
@@ -195,5 +204,10 @@ def load(run: str | Path, into: tuple[Callable, Callable] | None = None) -> VAE 
         state = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}; train again") from None
-    restore(state, find_modules(*into) if into is not None else [vae])  # type: ignore[list-item]
+    if vae is not None:
+        dtypes = (t.dtype for t in state.values() if t.is_floating_point())
+        vae.to(next(dtypes, torch.get_default_dtype()))
+        restore(state, [vae])
+    elif into is not None:
+        restore(state, find_modules(*into, modules=modules))
     return vae

@@ -107,7 +107,7 @@ def fit(
         >>> len(history["loss"])
         2
     """
-    _check_arguments(epochs, batch_size, lr, compile, patience, clip_norm, validation)
+    check_arguments(epochs, batch_size, lr, compile, patience, clip_norm, validation)
     objective = TraceMeanField_ELBO() if objective is None else objective
     beta = getattr(objective, "beta", 1.0) if beta is None else beta
     betas = [float(beta(e) if callable(beta) else beta) for e in range(epochs)]
@@ -132,15 +132,20 @@ def fit(
     return history
 
 
-def _check_arguments(
+def check_arguments(
     epochs: int,
     batch_size: int,
     lr: float,
-    compile: str,
-    patience: int | None,
-    clip_norm: float | None,
-    validation: Any,
+    compile: str = "auto",
+    patience: int | None = None,
+    clip_norm: float | None = None,
+    validation: Any = None,
 ) -> None:
+    """Refuse numbers out of their range, before anything is made.
+
+    Raises:
+        ValueError: naming the argument.
+    """
     counts = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
     for name, value in counts.items():
         if value is not None and (not isinstance(value, int) or value < 1):
@@ -205,8 +210,8 @@ class _Pair:
     ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
         self.modules = modules
-        self.owned = {id(p) for m in modules for p in m.parameters()}
-        self.bare: list[str] = []
+        self.bare: list[str] = []  # parameters that no module owns: the caller's store has them
+        self.loose: list[str] = []  # those, and what modules in the functions' closures own
         self.theirs: dict[str, Tensor] = {}
         self.valid = False
         self._sizes: dict[int, int] = {}
@@ -248,13 +253,16 @@ class _Pair:
         store = pyro.get_param_store()
         with seeded(0), poutine.trace(param_only=True) as capture:
             self.objective.loss_and_grads(self.model, self.guide, *batch)
+        owned = {id(p) for m in self.modules for p in m.parameters()}
         leaves: dict[int, Tensor] = {}
         for name in capture.trace.nodes:
             store[name].unconstrained().grad = None
-            if MODULE_DIVIDER not in name and id(store[name].unconstrained()) not in self.owned:
-                self.bare.append(name)
-                if name in self.theirs:
-                    store[name] = self.theirs[name]
+            if id(store[name].unconstrained()) not in owned:
+                self.loose.append(name)
+                if MODULE_DIVIDER not in name:
+                    self.bare.append(name)
+                    if name in self.theirs:
+                        store[name] = self.theirs[name]
             leaf = store[name].unconstrained()
             leaves[id(leaf)] = leaf
         if not leaves:
@@ -265,11 +273,11 @@ class _Pair:
         return list(leaves.values())
 
     def state(self) -> dict[str, Tensor]:
-        """Return copies of the modules' tensors, buffers too, and of the bare parameters."""
-        return rundir.state_of(self.modules, self.bare)
+        """Return copies of the modules' tensors, buffers too, and of the loose parameters."""
+        return rundir.state_of(self.modules, self.loose)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Set modules and bare parameters back, in place."""
+        """Set modules and loose parameters back, in place."""
         rundir.restore(state, self.modules)
 
     def plate_size(self, batch: Batch) -> int:
@@ -305,9 +313,9 @@ class _Pair:
         if not self.valid:  # a global latent has no term a datum
             return None, None
         reconstruction, kl, rows = 0.0, 0.0, 0
-        for batch in batches:
+        for seed, batch in enumerate(batches):
             with torch.no_grad():
-                terms = log_terms(self.model, self.guide, *batch, modules=self.modules)
+                terms = log_terms(self.model, self.guide, *batch, seed=seed, modules=self.modules)
             reconstruction += float(terms.log_likelihood.sum())
             kl += float((terms.log_guide - terms.log_prior).sum())
             rows += len(batch[0])
@@ -360,8 +368,19 @@ def _run(
 
     def after_epoch(epoch: int, loss: float, lr: float) -> bool:
         nonlocal best_loss, best_state, waited, started
-        validation_loss = None if held_out is None else pair.loss(held_out)
-        reconstruction, kl = pair.terms(rows_for_terms())
+        if not all(bool(p.isfinite().all()) for p in parameters):
+            raise FloatingPointError(
+                f"parameters are no longer finite after epoch {epoch + 1}: try a lower lr, or "
+                "clip_norm"
+            )
+        try:
+            validation_loss = None if held_out is None else pair.loss(held_out)
+            reconstruction, kl = pair.terms(rows_for_terms())
+        except ValueError as error:  # the data were checked, so it is the parameters
+            raise FloatingPointError(
+                f"the pair cannot be evaluated after epoch {epoch + 1}: "
+                f"{str(error).splitlines()[0]}; try a lower lr, or clip_norm"
+            ) from error
         now = time.perf_counter()
         record = {
             "epoch": epoch + 1, "loss": loss, "validation_loss": validation_loss,
@@ -389,6 +408,8 @@ def _run(
             batches, parameters, epochs=len(betas), steps_per_epoch=steps,
             after_epoch=after_epoch, **options,
         )  # fmt: skip
+    for p in parameters:
+        p.grad = None  # or the next SVI step would add to it
     if best_state is not None:
         history.best_epoch, state = best_state
         pair.restore(state)
