@@ -2,6 +2,8 @@
 
 from pyrovae import (
     data,
+    diagnostics,
+    divergences,
     evidence,
     importance,
     likelihoods,
@@ -11,6 +13,7 @@ from pyrovae import (
     plots,
     posteriors,
     priors,
+    testing,
 )
 from pyrovae.importance import log_weights
 from pyrovae.pairs import VAE, build
@@ -20,6 +23,8 @@ __all__ = [
     "VAE",
     "build",
     "data",
+    "diagnostics",
+    "divergences",
     "evidence",
     "fit",
     "importance",
@@ -32,4 +37,5 @@ __all__ = [
     "plots",
     "posteriors",
     "priors",
+    "testing",
 ]

@@ -1,5 +1,34 @@
 """Estimators of the evidence log p(x), one idea a file."""
 
-from pyrovae.evidence.importance_weighted import Evidence, Summary, iwae, summarise
+from pyrovae.evidence.choice import exact
+from pyrovae.evidence.closed import linear_gaussian
+from pyrovae.evidence.discrete import enumeration
+from pyrovae.evidence.duality import (
+    Identity,
+    IdentityRecorder,
+    elbo_of_evidence,
+    elbo_of_joint,
+    elbo_of_reconstruction,
+    identity,
+)
+from pyrovae.evidence.importance_weighted import Summary, iwae, summarise
+from pyrovae.evidence.lattice import quadrature
+from pyrovae.evidence.results import Evidence, ExactEvidence
 
-__all__ = ["Evidence", "Summary", "iwae", "summarise"]
+__all__ = [
+    "Evidence",
+    "ExactEvidence",
+    "Identity",
+    "IdentityRecorder",
+    "Summary",
+    "elbo_of_evidence",
+    "elbo_of_joint",
+    "elbo_of_reconstruction",
+    "enumeration",
+    "exact",
+    "identity",
+    "iwae",
+    "linear_gaussian",
+    "quadrature",
+    "summarise",
+]

@@ -7,26 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pyrovae.evidence.results import Evidence
 from pyrovae.importance import log_terms
 
 BLOCK = 1000  # particles a datum whose weights are held at once
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """An estimate of log p(x), one entry a datum, in nats.
-
-    Attributes:
-        log_evidence: the estimate, (N,).
-        standard_error: its standard error, (N,).
-        lower: the estimate itself where its expectation is a lower bound, (N,).
-        effective_sample_size: (sum w)^2 / sum w^2, (N,).
-    """
-
-    log_evidence: Tensor
-    standard_error: Tensor
-    lower: Tensor
-    effective_sample_size: Tensor
 
 
 @dataclass(frozen=True)

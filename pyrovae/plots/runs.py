@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import Data
+from pyrovae.distributions import seeded
 from pyrovae.nets import evaluating
 from pyrovae.pairs import VAE
 from pyrovae.plots.style import COLOURS, INK, new_figure, plain, save
@@ -138,8 +139,8 @@ def _means(vae: VAE, x: Tensor, seed: int) -> Tensor:
         try:
             return q.mean.cpu()
         except NotImplementedError:  # a flow has draws only
-            torch.manual_seed(seed)
-            return q.sample().cpu()
+            with seeded(seed):
+                return q.sample().cpu()
 
 
 def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
@@ -155,7 +156,7 @@ def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
     """
     z = _means(vae, x, 0)
     first, second = "z[0]", "z[1]"
-    if z.shape[1] > 2:
+    if z.shape[1] > 2 and len(z) > 2:
         centred = z - z.mean(0)
         _, s, v = torch.linalg.svd(centred.double(), full_matrices=False)
         share = (s.square() / s.square().sum())[:2]
@@ -178,7 +179,7 @@ def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
             axes.hist(z[rows, 0].numpy(), bins=40, color=colour, alpha=0.6, label=label)
         else:
             size = 14 if len(z) < 2000 else 4
-            horizontal, vertical = z[rows].T.numpy()
+            horizontal, vertical = z[rows, :2].T.numpy()
             axes.scatter(
                 horizontal, vertical, s=size, color=colour, alpha=0.75, linewidths=0, label=label
             )
