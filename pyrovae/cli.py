@@ -1,7 +1,9 @@
 """The command line. It holds no logic that the library lacks."""
 
 import functools
+import importlib
 import json
+import operator
 import sys
 import tomllib
 from collections.abc import Callable
@@ -200,7 +202,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A directory that train
 def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    evidence: Annotated[str, typer.Option(help="How log p(x) is estimated: iwae.")] = "iwae",
+    evidence: Annotated[str, typer.Option(help="iwae, exact, quadrature, ...")] = "iwae",
     num_particles: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
     limit: Annotated[int | None, typer.Option(help="The first so many data alone.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data lie.")] = None,
@@ -230,12 +232,31 @@ def _print_figures(figures: dict[str, Any]) -> None:
         "  KL(q(z|x) || p(z))": "kl",
         f"log p(x), {figures['num_particles']:,} importance samples": "log_evidence",
     }
+    if "method" in figures:
+        rows[f"log p(x), by {figures['method']}"] = rows.pop(
+            next(label for label, key in rows.items() if key == "log_evidence")
+        )
     print(f"{figures['split']} data, {figures['n']:,}; nats per datum, +- standard error")
     for label, key in rows.items():
         error = figures[f"{key}_se"]
         print(f"{label:<42}{figures[key]:>11.3f}" + ("" if error is None else f" +- {error:.3f}"))
+    if "method" in figures:
+        _print_exact(figures)
     if figures["bits_per_dim"] is not None:
         print(f"{'bits per dimension':<42}{figures['bits_per_dim']:>11.4f}")
+
+
+def _print_exact(figures: dict[str, Any]) -> None:
+    label = f"  the same by {figures['num_particles']:,} importance samples"
+    print(f"{label:<42}{figures['importance_log_evidence']:>11.3f}")
+    print(f"{'  largest error of the former':<42}{figures['log_evidence_error']:>11.1e}")
+    n, trusted = figures["n"], figures["khat_below_half"]
+    if figures["importance_z"] is not None:
+        words = f"  {trusted} of {n} with k-hat < 0.5: differ by"
+        print(f"{words:<42}{figures['importance_z']:>11.2f} standard errors at the most")
+    if figures["importance_excess_z"] is not None:
+        words = f"  {n - trusted} of {n}: a lower bound, exceeds by"
+        print(f"{words:<42}{figures['importance_excess_z']:>11.2f} standard errors at the most")
 
 
 @command
@@ -268,6 +289,52 @@ def sample(
         x = vae.sample(n, seed=seed).numpy()
         rundir.write(path, lambda p: np.save(p, x))
     print(path)
+
+
+@command
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODULE:MODEL", help="Such as mine:model.")],
+    guide: Annotated[str, typer.Argument(metavar="MODULE:GUIDE", help="Such as mine:vae.guide.")],
+    data: Annotated[str, typer.Option(help="digits, ..., or a .npy, .npz or .csv file.")],
+    values: Annotated[str, typer.Option(help="unit or levels, of whole-numbered data.")] = "unit",
+    binarize: Annotated[str, typer.Option(help="none, threshold, static or dynamic.")] = "none",
+    data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data lie.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Check a pair of your own: is it valid, and do the estimators of its ELBO agree?
+
+    MODULE is a dotted name or a .py file. Exits 1 when a check fails.
+    """
+    from pyrovae import data as datasets
+    from pyrovae.testing import check_pair
+
+    loaded = datasets.load(data, values=values, binarize=binarize, data_dir=data_dir)
+    x = loaded.split("train")[:64]
+    if loaded.transform is not None:
+        x = loaded.transform(x, None)
+    report = check_pair(_imported(model), _imported(guide), x, seed=seed)
+    print(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _imported(name: str) -> Callable:
+    """Return what MODULE:NAME names, MODULE being importable from here or a .py file."""
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError(f"expected MODULE:NAME, such as mine:model; got {name!r}")
+    path = Path(module)
+    folder = path.parent if path.suffix == ".py" else Path()
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        found = importlib.import_module(path.stem if path.suffix == ".py" else module)
+        return operator.attrgetter(attribute)(found)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"expected a module in {name!r}: {error}") from None
+    except AttributeError as error:
+        raise ValueError(f"expected {attribute} in {module}: {error}") from None
+    finally:
+        sys.path.pop(0)
 
 
 @command

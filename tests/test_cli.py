@@ -236,7 +236,7 @@ def test_nonsense_is_refused_in_one_message(run, tmp_path, words, message):
         (["evaluate", "a", "--split", "x"], "split to be one of train, validation, test"),
         (["evaluate", "a", "--num-particles", "0"], "num_particles to be a positive"),
         (["evaluate", "a", "--limit", "0"], "limit to be a positive whole number"),
-        (["evaluate", "a", "--evidence", "x"], "evidence to be iwae; got 'x'"),
+        (["evaluate", "a", "--evidence", "x"], "evidence to be one of enumeration, exact, iwae, linear-gaussian, quadrature; got 'x'"),
         (["sample", "a", "--n", "0"], "--n to be a positive whole number"),
         (["sample", "a", "--out", "x.gif"], "--out to end in .png or .npy"),
         (["sample", "a", "--out", "no/x.png"], "there is no 'no'"),
@@ -290,3 +290,51 @@ def test_as_a_program(tmp_path):
     )  # fmt: skip
     assert wrong.returncode == 2 and wrong.stderr.startswith("Error: expected prior")
     assert len(wrong.stderr.strip().splitlines()) == 1
+
+
+PAIR = """
+import pyro, pyro.distributions as dist, torch
+from pyrovae import build
+vae = build(data_shape=(8, 8), latent_dim=2, hidden=(8,))
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", vae.likelihood(z), obs=x)
+
+def narrow(x):
+    with pyro.plate("data", len(x)):
+        q = vae.posterior(x)
+        with pyro.poutine.scale(scale=0.1):
+            pyro.sample("z", q)
+"""
+
+
+def test_check(run, tmp_path):
+    (tmp_path / "mine.py").write_text(PAIR)
+    words = ["--data", "digits", "--binarize", "threshold"]
+    good = run("check", "mine:vae.model", "mine:vae.guide", *words)
+    assert "Trace_ELBO" in good.stdout and "FAILS" not in good.stdout
+    broken = run("check", "mine.py:model", "mine.py:narrow", *words, code=1)
+    assert "TraceMeanField uses the guide's scale 0.1, the model's is 1" in broken.stdout
+    for names, message in [
+        (("mine", "mine:narrow"), "expected MODULE:NAME"),
+        (("yours:model", "mine:narrow"), "No module named 'yours'"),
+        (("mine:modle", "mine:narrow"), "expected modle in mine"),
+    ]:
+        assert message in run("check", *names, *words, code=2).stderr
+
+
+def test_exact_evidence_of_a_run(run):
+    run("train", *QUICK, "--latent-dim", 1, "--net-option", "activation=tanh", "--run", "a")
+    words = ["evaluate", "a", "--evidence", "quadrature", "--limit", 5, "--num-particles", 200]
+    assert "by quadrature" in run(*words).stdout
+    figures = json.loads(run(*words, "--json").stdout)
+    assert figures["method"] == "quadrature" and figures["log_evidence_error"] < 1e-6
+    assert figures["elbo"] < figures["log_evidence"]
+    assert figures["importance_log_evidence"] < figures["log_evidence"] + 1
+    assert 0 <= figures["khat_below_half"] <= 5
+    each = load_file("a/evaluation.safetensors")
+    assert {"khat", "error", "importance_log_evidence"} <= set(each)
+    refused = run("evaluate", "a", "--evidence", "linear-gaussian", "--limit", 2, code=2)
+    assert "concave quadratic" in refused.stderr

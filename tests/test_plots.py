@@ -54,3 +54,19 @@ def test_history(validation, tmp_path):
     assert len(figure.axes[0].lines) == (3 if validation else 1)
     path = plots.save(figure, tmp_path / "a.png")
     assert path.read_bytes().startswith(b"\x89PNG") and [path] == list(tmp_path.iterdir())
+
+
+def test_duality_draws_the_three():
+    from pyrovae import evidence
+
+    vae = pair((4,), 1, net_options={"activation": "tanh"})
+    x = torch.ones(3, 4)
+    recorder = evidence.IdentityRecorder(vae.model, vae.guide, x, every=3)
+    fit(vae.model, vae.guide, x.repeat(10, 1), epochs=30, lr=0.01, callbacks=[recorder])
+    left, right = plots.duality(recorder).axes
+    log_evidence, elbo = (line.get_ydata() for line in left.lines)
+    kl = right.lines[0].get_ydata()
+    assert list(left.lines[0].get_xdata()) == recorder.epochs and len(kl) == 11
+    torch.testing.assert_close(
+        torch.tensor(log_evidence - elbo), torch.tensor(kl), rtol=0, atol=1e-6
+    )

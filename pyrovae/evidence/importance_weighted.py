@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pyrovae.evidence.pareto import khat
 from pyrovae.evidence.results import Evidence
 from pyrovae.importance import log_terms
 
@@ -22,12 +23,14 @@ class Summary:
         kl: KL(q(z|x) || p(z)), (N,), a mean over the draws.
         elbo: reconstruction - kl, (N,).
         evidence: the estimate of log p(x) from the same draws.
+        khat: Pareto k-hat of the weights, (N,), if it was asked for.
     """
 
     reconstruction: Tensor
     kl: Tensor
     elbo: Tensor
     evidence: Evidence
+    khat: Tensor | None = None
 
 
 def iwae(
@@ -79,10 +82,11 @@ def summarise(
     num_particles: int = 1000,
     seed: int = 0,
     modules: Sequence[nn.Module] = (),
+    with_khat: bool = False,
 ) -> Summary:
     """Return the ELBO, its terms and `iwae`'s evidence, all from the same draws z ~ q(z|x).
 
-    Arguments and errors: see `iwae`.
+    Arguments and errors: see `iwae`; `with_khat` keeps all K x N weights for Pareto k-hat.
     """
     if not isinstance(num_particles, int) or num_particles < 1:
         raise ValueError(
@@ -91,6 +95,7 @@ def summarise(
     n, k = len(x), num_particles
     reconstruction, kl = torch.zeros(n), torch.zeros(n)
     log_sum, log_sum_squares = torch.full((n,), -math.inf), torch.full((n,), -math.inf)
+    kept: list[Tensor] = []
     for block, start in enumerate(range(0, k, BLOCK)):
         with torch.no_grad():
             terms = log_terms(
@@ -100,6 +105,8 @@ def summarise(
         reconstruction = reconstruction.to(terms.log_prior) + terms.log_likelihood.sum(0) / k
         kl = kl.to(terms.log_prior) + (terms.log_guide - terms.log_prior).sum(0) / k
         log_w = terms.log_weight
+        if with_khat:
+            kept.append(log_w)
         log_sum = log_sum.to(log_w).logaddexp(log_w.logsumexp(0))
         log_sum_squares = log_sum_squares.to(log_w).logaddexp((2 * log_w).logsumexp(0))
     log_evidence = log_sum - math.log(k)
@@ -109,4 +116,5 @@ def summarise(
         ((k / ess - 1).clamp(min=0) / (k - 1)).sqrt() if k > 1 else torch.full_like(ess, math.inf)
     )
     evidence = Evidence(log_evidence, error, log_evidence, ess)
-    return Summary(reconstruction, kl, reconstruction - kl, evidence)
+    shape = khat(torch.cat(kept)) if with_khat else None
+    return Summary(reconstruction, kl, reconstruction - kl, evidence, shape)

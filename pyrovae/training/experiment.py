@@ -15,7 +15,16 @@ from tqdm import tqdm
 
 from pyrovae import data as datasets
 from pyrovae import likelihoods, nets, objectives, posteriors, priors
-from pyrovae.evidence import Evidence, Summary, summarise
+from pyrovae.evidence import (
+    Evidence,
+    ExactEvidence,
+    Summary,
+    enumeration,
+    exact,
+    linear_gaussian,
+    quadrature,
+    summarise,
+)
 from pyrovae.objectives import by_objective_name
 from pyrovae.pairs import VAE, build
 from pyrovae.pairs.names import by_name, exported, hyphenated, level_options
@@ -24,6 +33,13 @@ from pyrovae.training.history import History
 from pyrovae.training.trainer import check_arguments, fit
 
 PARTS = (priors, likelihoods, posteriors, nets)
+METHODS = {
+    "iwae": None,
+    "exact": exact,
+    "quadrature": quadrature,
+    "linear_gaussian": linear_gaussian,
+    "enumeration": enumeration,
+}
 CHUNK = 100  # rows evaluated at once
 
 
@@ -153,7 +169,8 @@ def evaluate(
     Args:
         run: the directory.
         split: train, validation or test.
-        evidence: how log p(x) is estimated: iwae.
+        evidence: how log p(x) is found: iwae, or in place of it exact, quadrature, linear-gaussian
+            or enumeration, with the importance estimate and its k-hat beside it.
         num_particles: importance samples a datum.
         limit: the first so many data alone.
         data_dir: where torchvision's data lie, if not where the run found them.
@@ -166,8 +183,7 @@ def evaluate(
         ValueError: an argument out of its range, a damaged run, or data that are not the run's.
         FileNotFoundError: no such run, or its data are not there.
     """
-    if evidence != "iwae":
-        raise ValueError(f"expected evidence to be iwae; got {evidence!r}")
+    method = by_name("evidence", evidence, METHODS)
     if limit is not None and limit < 1:
         raise ValueError(f"expected limit to be a positive whole number; got {limit}")
     vae = rundir.load(run)
@@ -176,7 +192,9 @@ def evaluate(
     x = loaded.split(split)[:limit]
     if loaded.transform is not None and split == "train":
         x = loaded.transform(x, torch.Generator().manual_seed(seed))
-    return _record(Path(run), vae, loaded, split, x, num_particles=num_particles, seed=seed)
+    return _record(
+        Path(run), vae, loaded, split, x, num_particles=num_particles, seed=seed, method=method
+    )
 
 
 def load_data(run: Path, data_dir: Path | None = None) -> datasets.Data:
@@ -249,30 +267,77 @@ def _record(
     *,
     num_particles: int,
     seed: int,
+    method: Callable[..., ExactEvidence] | None = None,
 ) -> dict[str, Any]:
     """Evaluate, and write what was found."""
-    parts = []
+    parts, exactly = [], []
     chunks = x.split(CHUNK)
     bar = tqdm(chunks, unit_scale=CHUNK, unit="data", disable=None, leave=False)
     for i, rows in enumerate(bar):
         noise = seed * len(chunks) + i  # of each chunk its own, or their errors would add up
-        parts.append(summarise(vae.model, vae.guide, rows, num_particles=num_particles, seed=noise))
+        if method is not None:  # first: it may refuse
+            exactly.append(method(vae.model, vae.guide, rows))
+        parts.append(
+            summarise(
+                vae.model, vae.guide, rows,
+                num_particles=num_particles, seed=noise, with_khat=method is not None,
+            )
+        )  # fmt: skip
     summary = _joined(parts)
     found = {"split": split} | figures(summary, vae, data)
     found |= {"num_particles": num_particles, "seed": seed}
-    rundir.write_tensors(
-        run / "evaluation.safetensors",
-        {
-            "elbo": summary.elbo,
-            "reconstruction": summary.reconstruction,
-            "kl": summary.kl,
-            "log_evidence": summary.evidence.log_evidence,
-            "standard_error": summary.evidence.standard_error,
-            "effective_sample_size": summary.evidence.effective_sample_size,
-        },
-    )
+    each = {
+        "elbo": summary.elbo,
+        "reconstruction": summary.reconstruction,
+        "kl": summary.kl,
+        "log_evidence": summary.evidence.log_evidence,
+        "standard_error": summary.evidence.standard_error,
+        "effective_sample_size": summary.evidence.effective_sample_size,
+    }
+    if exactly:
+        each |= _beside(summary, exactly)
+        found |= _compared(found, each, exactly[0].method)
+    rundir.write_tensors(run / "evaluation.safetensors", each)
     rundir.write_json(run / "metrics.json", found)
     return found
+
+
+def _beside(summary: Summary, exactly: list[ExactEvidence]) -> dict[str, Tensor]:
+    """Put exact evidence first, and the importance estimate beside it."""
+    assert summary.khat is not None
+    return {
+        "log_evidence": torch.cat([e.log_evidence for e in exactly]).cpu(),
+        "error": torch.cat([e.error for e in exactly]).cpu(),
+        "importance_log_evidence": summary.evidence.log_evidence,
+        "khat": summary.khat,
+    }
+
+
+def _compared(found: Mapping[str, Any], each: Mapping[str, Tensor], method: str) -> dict[str, Any]:
+    """Return the figures of exact evidence, and how the importance estimate compares.
+
+    The estimate is unbiased with a standard error to trust where k-hat < 0.5; elsewhere it is a
+    lower bound. `importance_z` is the largest |difference| in standard errors where k-hat < 0.5,
+    `importance_excess_z` the largest excess over the exact value elsewhere.
+    """
+    log_p = each["log_evidence"]
+    n = len(log_p)
+    estimate = each["importance_log_evidence"].double()
+    z = (estimate - log_p) / each["standard_error"].double().clamp(min=1e-9)
+    trusted = each["khat"] < 0.5
+    new = {
+        "method": method,
+        "log_evidence": float(log_p.mean()),
+        "log_evidence_se": float(log_p.std() / math.sqrt(n)) if n > 1 else None,
+        "log_evidence_error": float(each["error"].max()),
+        "importance_log_evidence": float(estimate.mean()),
+        "khat_below_half": int(trusted.sum()),
+        "importance_z": float(z[trusted].abs().max()) if bool(trusted.any()) else None,
+        "importance_excess_z": float(z[~trusted].max()) if bool((~trusted).any()) else None,
+    }
+    if found["bits_per_dim"] is not None:
+        new["bits_per_dim"] = found["bits_per_dim"] * new["log_evidence"] / found["log_evidence"]
+    return new
 
 
 def _joined(parts: list[Summary]) -> Summary:
@@ -285,6 +350,7 @@ def _joined(parts: list[Summary]) -> Summary:
         kl=cat(p.kl for p in parts),
         elbo=cat(p.elbo for p in parts),
         evidence=Evidence(**{n: cat(getattr(p.evidence, n) for p in parts) for n in names}),
+        khat=None if parts[0].khat is None else cat(p.khat for p in parts if p.khat is not None),
     )
 
 

@@ -1,9 +1,8 @@
-"""Checks of parts, for the library's own tests and for parts of your own."""
+"""The laws that every part obeys."""
 
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,58 +10,7 @@ from torch import Tensor, nn
 from pyrovae.distributions import seeded
 from pyrovae.likelihoods import Likelihood
 from pyrovae.posteriors import Posterior
-
-__all__ = ["Failure", "Report", "Row", "check_part"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One law: its name, whether it holds, and what was seen."""
-
-    law: str
-    ok: bool
-    detail: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A law that does not hold: at which site or part, why, and the whole sentence."""
-
-    site: str
-    cause: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a check found. `str(report)` is the table.
-
-    Attributes:
-        subject: what was checked.
-        rows: every law.
-    """
-
-    subject: str
-    rows: tuple[Row, ...]
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """The laws that do not hold."""
-        return tuple(
-            Failure(self.subject, r.law, f"{self.subject}: {r.law}: {r.detail}")
-            for r in self.rows
-            if not r.ok
-        )
-
-    @property
-    def ok(self) -> bool:
-        """Do all laws hold?"""
-        return not self.failures
-
-    def __str__(self) -> str:
-        width = max(len(r.law) for r in self.rows)
-        lines = [f"{r.law:<{width}}  {'ok' if r.ok else 'FAILS':<5}  {r.detail}" for r in self.rows]
-        return "\n".join([self.subject, *lines])
+from pyrovae.testing.report import Report, Row
 
 
 class _Broken(Exception):
@@ -78,7 +26,7 @@ def check_part(part: nn.Module, x: Tensor | None = None, z: Tensor | None = None
     this knows none.
 
     Args:
-        part: the part; it is copied, and not changed.
+        part: the part; it is copied, and not changed; the copy is in evaluation mode.
         x: data (N, *data_shape), N >= 3: what a posterior is called on; for a likelihood, what is
             scored (by default its own draws).
         z: latents (N, latent_dim), N >= 3: what a likelihood is called on. By default normal draws.
@@ -94,7 +42,7 @@ def check_part(part: nn.Module, x: Tensor | None = None, z: Tensor | None = None
         >>> check_part(priors.StandardNormal(latent_dim=2)).ok
         True
     """
-    part = copy.deepcopy(part).double()
+    part = copy.deepcopy(part).double().eval()
     with seeded(0):
         inputs: tuple[Tensor, ...] = ()
         if isinstance(part, Likelihood) or z is not None:
@@ -113,11 +61,12 @@ def check_part(part: nn.Module, x: Tensor | None = None, z: Tensor | None = None
 
 def _checked(law: str, function: Callable[[], str]) -> Row:
     try:
-        return Row(law, True, function())
+        return Row(law, "ok", function())
     except _Broken as broken:
-        return Row(law, False, str(broken))
+        return Row(law, "FAILS", str(broken))
     except (ValueError, RuntimeError, TypeError, NotImplementedError, IndexError) as error:
-        return Row(law, False, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        reason = (str(error).splitlines() or [""])[0]
+        return Row(law, "FAILS", f"{type(error).__name__}: {reason}")
 
 
 def _laws(
