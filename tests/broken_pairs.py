@@ -125,6 +125,17 @@ def data_order():
     return model, broken, data()
 
 
+def a_parameter_for_each_row():
+    """Variational inference without amortisation, with parameters of six rows."""
+
+    def broken(x):
+        loc = pyro.param("loc", torch.zeros(6, LATENT))
+        with plate(x):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    return model, broken, data()
+
+
 def no_rsample():
     def broken(x):
         loc = x @ pyro.param("weight", 0.1 * torch.ones(D, 3 * LATENT))

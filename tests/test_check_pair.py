@@ -43,6 +43,7 @@ BROKEN = [
         r"the guide's log-density of row 0 changes .* rows 0\.\.2 alone: it depends on other rows",
     ),
     (broken.data_order, "z", r"in reverse order: it depends on the order of the data"),
+    (broken.a_parameter_for_each_row, "guide", r"the guide cannot be run with rows 0\.\.2 alone"),
     (broken.no_rsample, "z", r"the guide's MixtureSameFamily has no rsample, so Trace_ELBO falls"),
     (
         broken.bottom_up, "top, z",

@@ -132,40 +132,52 @@ class _Comparison:
         per = _rows_in_all(work)
         values, differences, projected = [], [], []
         total = [torch.zeros_like(p) for p in leaves]
-        norms = [0.0] * len(leaves)
         with seeded(seed):
             for r in range(RUNS):
                 grad = r < GRADIENT_RUNS and bool(leaves)
                 with torch.random.fork_rng():  # the same draws follow again
                     plain = _loss(work, Trace_ELBO(), grad=grad)
                 closed = _loss(work, TraceMeanField_ELBO(), grad=grad)
-                values.append(-float(closed) / per)
-                differences.append(-float(closed - plain) / per)
+                values.append(-closed.item() / per)
+                differences.append((plain - closed).item() / per)
+                if r == 0:
+                    norms = [float(g.norm()) for g in _gradients(plain, leaves, keep=True)]
+                    size = math.hypot(*norms)
                 if grad:
-                    if r == 0:
-                        norms = [float(g.norm()) for g in _gradients(plain, leaves, keep=True)]
                     gradients = _gradients(closed - plain, leaves)
                     total = [t + g for t, g in zip(total, gradients, strict=True)]
-                    projected.append(
-                        [float((g * d).sum()) for g, d in zip(gradients, directions, strict=True)]
-                    )
-                if r == SAME_RUNS and max(map(abs, differences)) <= self.tolerance[0]:
+                    each = zip(gradients, directions, strict=True)
+                    projected.append([float((g * d).sum()) for g, d in each])
+                if r + 1 == SAME_RUNS and self._rounding(values, differences, projected, size):
                     break  # a sampled KL: they are the same estimator
-        self.runs = len(values)
-        self.value, self.standard_error = sum(values) / self.runs, _standard_error(values)
-        self.difference, self.t = sum(differences) / self.runs, _t(differences)
-        size, runs = math.hypot(*norms), max(1, len(projected))
-        columns = list(zip(*projected, strict=True))
-        self.gradient_t = max(
-            (abs(_t(column)) for column in columns if abs(sum(column)) > self.tolerance[1] * size),
-            default=0.0,
-        )
+        self.value, self.standard_error = sum(values) / len(values), _standard_error(values)
+        self.difference, self.t = sum(differences) / len(values), _t(differences)
+        self.equal = len(values) < RUNS
+        columns = [c for c in zip(*projected, strict=True) if not self._tiny(sum(c), size)]
+        self.gradient_t = max((abs(_t(column)) for column in columns), default=0.0)
         relative = [
-            float(t.norm()) / runs / (norm + 1e-3 * size)
+            float(t.norm()) / len(projected) / (norm + 1e-3 * size)
             for t, norm in zip(total, norms, strict=True)
             if size
         ]
         self.gradient = max(relative, default=None)
+
+    def _tiny(self, gradient: float, size: float) -> bool:
+        return abs(gradient) <= self.tolerance[1] * size
+
+    def _rounding(
+        self,
+        values: list[float],
+        differences: list[float],
+        projected: list[list[float]],
+        size: float,
+    ) -> bool:
+        """Are all differences so far mere rounding?"""
+        close = (
+            abs(d) <= self.tolerance[0] * (1 + abs(v))
+            for d, v in zip(differences, values, strict=True)
+        )
+        return all(close) and all(self._tiny(g, size) for row in projected for g in row)
 
     def alarm(self) -> bool:
         """Is the value or a gradient off by more than chance allows?"""
@@ -174,12 +186,12 @@ class _Comparison:
 
     def told(self) -> str:
         """The difference in words."""
-        if self.runs < RUNS:
+        if self.equal:
             return "equal at the same draws"
         gradients = f", its gradients' by up to {self.gradient_t:.1f}" if self.gradient_t else ""
         return (
             f"its value differs by {self.difference:.4g}, {abs(self.t):.1f} standard errors"
-            f"{gradients}, over {self.runs} runs"
+            f"{gradients}, over {RUNS} runs"
         )
 
 
@@ -339,11 +351,13 @@ def _same(
     value: float | None = None, standard_error: float | None = None,
 ) -> Row:  # fmt: skip
     """Return the row of two losses that must be equal, gradients too."""
-    shown = -float(got) / per if value is None else value
+    got_value, expected_value = -got.item() / per, -expected.item() / per
+    shown = got_value if value is None else value
     sites = ", ".join(work.latents)
     gradient = None
-    if not abs(float(got - expected)) <= work.tolerance * (len(work.x) + abs(float(expected))):
-        told = f"{-float(got) / per:.8g} where {-float(expected) / per:.8g} is expected"
+    loss = abs(expected.item())
+    if not abs((got - expected).item()) <= work.tolerance * (len(work.x) + loss):
+        told = f"{got_value:.8g} where {expected_value:.8g} is expected"
         return Row(name, "FAILS", f"{_named(work.latents)}: {told}: not {detail}", sites, shown)
     if work.reparameterised and work.parameters:
         leaves = list(work.parameters.values())
