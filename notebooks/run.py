@@ -55,6 +55,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
 def run(source: Path, smoke: bool) -> None:
     """Execute one source; write its .ipynb next to it, unless it is a smoke run."""
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, wherever it is imported
+    os.environ["OMP_NUM_THREADS"] = "1"  # small networks: more threads only wait for each other
     os.environ.pop("PYROVAE_SMOKE", None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

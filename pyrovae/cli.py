@@ -305,13 +305,15 @@ def check(
 
     MODULE is a dotted name or a .py file. Exits 1 when a check fails.
     """
+    import torch
+
     from pyrovae import data as datasets
     from pyrovae.testing import check_pair
 
     loaded = datasets.load(data, values=values, binarize=binarize, data_dir=data_dir)
     x = loaded.split("train")[:64]
     if loaded.transform is not None:
-        x = loaded.transform(x, None)
+        x = loaded.transform(x, torch.Generator().manual_seed(seed))
     report = check_pair(_imported(model), _imported(guide), x, seed=seed)
     print(report)
     if not report.ok:

@@ -236,7 +236,10 @@ def test_nonsense_is_refused_in_one_message(run, tmp_path, words, message):
         (["evaluate", "a", "--split", "x"], "split to be one of train, validation, test"),
         (["evaluate", "a", "--num-particles", "0"], "num_particles to be a positive"),
         (["evaluate", "a", "--limit", "0"], "limit to be a positive whole number"),
-        (["evaluate", "a", "--evidence", "x"], "evidence to be one of enumeration, exact, iwae, linear-gaussian, quadrature; got 'x'"),
+        (
+            ["evaluate", "a", "--evidence", "x"],
+            "evidence to be one of enumeration, exact, iwae, linear-gaussian, quadrature; got 'x'",
+        ),
         (["sample", "a", "--n", "0"], "--n to be a positive whole number"),
         (["sample", "a", "--out", "x.gif"], "--out to end in .png or .npy"),
         (["sample", "a", "--out", "no/x.png"], "there is no 'no'"),

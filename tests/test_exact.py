@@ -122,6 +122,17 @@ def test_the_guide_never_decides_where_to_look(wrong_mode, narrow):
     torch.testing.assert_close(found.mean, torch.zeros_like(x), rtol=0, atol=1e-6)
 
 
+def test_a_density_that_does_not_fall_off_is_refused():
+    def masked(x):
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=x[:, 0] > 0):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=F64), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.tanh(), 1.0).to_event(1), obs=x)
+
+    x = torch.tensor([[1.0], [-1.0]], dtype=F64)
+    with pytest.raises(ValueError, match="is a latent masked out, or its prior improper"):
+        evidence.quadrature(masked, bimodal()[1], x)
+
+
 def test_a_lattice_error_that_is_not_small_says_so():
     """A density of kinks converges slowly; the error is stated, and covers the truth."""
     low, high, step = (torch.tensor([v], dtype=F64) for v in (-6.0, 6.0, 0.5))

@@ -63,7 +63,11 @@ def prior_box(work: Problem) -> Box:
 
 
 def integrate(
-    f: Callable[[Tensor, Tensor], Tensor], n: int, box: Box, shift: float = 0.0
+    f: Callable[[Tensor, Tensor], Tensor],
+    n: int,
+    box: Box,
+    shift: float = 0.0,
+    growths: int = 3,
 ) -> Integral:
     """Integrate exp f over z by the trapezoid rule, on lattices that halve their step.
 
@@ -78,6 +82,10 @@ def integrate(
         n: number of data.
         box: where to look.
         shift: moves the lattice by this part of a step.
+        growths: how often the box may double its width.
+
+    Raises:
+        ValueError: the density still reaches the box's faces: it has no finite integral there.
     """
     d = len(box.step)
     halves = torch.tensor(list(itertools.product((0, 1), repeat=d)))
@@ -97,7 +105,12 @@ def integrate(
         values = f(z, data)
         top = values.new_full((n,), -torch.inf).scatter_reduce(0, data, values, "amax")
         if level == 0 and bool((edge & (values > (top - DROP)[data])).any()):
-            return integrate(f, n, box.larger(), shift)
+            if growths == 0:
+                raise ValueError(
+                    "expected p(x, z) to fall off within 8 times the prior's mass; it does not: is "
+                    "a latent masked out, or its prior improper?"
+                )
+            return integrate(f, n, box.larger(), shift, growths - 1)
         mass = (values - top[data]).exp()
         total = mass.new_zeros(n).index_add(0, data, mass)
         new = top + total.log() + step.log().sum()

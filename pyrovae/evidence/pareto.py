@@ -65,10 +65,10 @@ def _fit(log_w: Tensor) -> Tensor:
     """Return ArviZ's k-hat for log weights (N, S): the two series differ in place and in sign."""
     values = log_w.contiguous().numpy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 0.23 tells of the coming 1.0 once a day, when imported
+        warnings.simplefilter("ignore")  # the coming 1.0, when imported; overflows that it mends
         if int(version("arviz").split(".")[0]) < 1:
             psislw = importlib.import_module("arviz").psislw
         else:
             values = -values
             psislw = importlib.import_module("arviz_stats.base").array_stats.psislw
-    return torch.as_tensor(psislw(values)[1])
+        return torch.as_tensor(psislw(values)[1])
