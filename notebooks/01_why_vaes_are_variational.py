@@ -65,8 +65,8 @@ DRAWS, EPOCHS, ROWS = (2_000, 4, 2) if SMOKE else (200_000, 40, 6)
 # $$p(z) = \mathcal N(0, 1), \qquad p(x|z) = \mathcal N(z^2, 0.5^2), \qquad
 # p(z|x) = \frac{p(x|z)\,p(z)}{p(x)}, \qquad p(x) = \int p(x|z)\,p(z)\,dz$$
 #
-# With one latent dimension the integral is a sum over a fine lattice. You will see $p(x)$ at $x =
-# 2$, and a posterior with two modes: $x$ cannot tell $z = \sqrt 2$ from $z = -\sqrt 2$.
+# With one latent dimension the integral is a sum over a fine lattice. You will see $p(x)$ at
+# $x = 2$, and a posterior with two modes: $x$ cannot tell $z = \sqrt 2$ from $z = -\sqrt 2$.
 
 # %%
 prior = dist.Normal(0.0, 1.0)
@@ -128,8 +128,9 @@ pd.DataFrame(columns, index=pd.Index(dims, name="latent dimensions"))
 # ## 2. The two directions of KL
 #
 # So the posterior is *approximated*, by the member $q$ of a tractable family that is nearest to
-# it. The distance is the Kullback-Leibler divergence, and it has a direction. You will see two
-# normals whose divergence is one number one way and another the other way.
+# it. What is measured is the Kullback-Leibler divergence, which is no distance: it has a
+# direction. You will see two normals whose divergence is one number one way and another the other
+# way.
 #
 # $$\mathrm{KL}(p\,\|\,q) = \mathbb E_p\!\left[\log\frac{p(z)}{q(z)}\right] \ne
 # \mathrm{KL}(q\,\|\,p) = \mathbb E_q\!\left[\log\frac{q(z)}{p(z)}\right]$$
@@ -209,9 +210,8 @@ table.round(4)
 # The model and a guide, as two Pyro functions. The guide's mean is handed to it, so that we can
 # try many; it need not be good, for the identity holds for any $q$.
 
+
 # %%
-
-
 def model(x, mean):
     """z ~ N(0, 1), x ~ N(z^2, 0.5^2); the mean is the guide's."""
     with pyro.plate("data", len(x)):
@@ -244,8 +244,8 @@ table = pd.DataFrame(forms, index=pd.Index(means.numpy(), name="mean of q"))
 table.map("{:.10f}".format)
 
 # %% [markdown]
-# Now slide the guide along. You will see the ELBO rise to $\log p(x)$ where the guide sits on a
-# mode, and never touch it: a normal is no two-moded posterior, and the gap *is* the divergence.
+# Now slide the guide along. You will see the ELBO rise towards $\log p(x)$ where the guide sits on
+# a mode, and never touch it: a normal is no two-moded posterior, and the gap *is* the divergence.
 # The numbers under the picture: the largest error of the identity over all guides, and the
 # smallest gap.
 
@@ -270,7 +270,8 @@ assert (swept.residual.abs() < 1e-9).all() and (swept.elbo < swept.log_evidence)
 
 # %% [markdown]
 # $\log 2$ is what it costs to know one of the posterior's two halves and not the other: one bit.
-# The rest is that a half is no normal.
+# The rest is that a half is no normal, and that 0.2 is not the best scale: the reverse fit of
+# section 2, its scale free, comes a little closer.
 #
 # ## 4. KL in closed form, and by Monte Carlo
 #
@@ -327,7 +328,8 @@ plt.show()
 # The other term, $\mathbb E_q[\log p(x|z)]$, is what code calls the reconstruction loss. For a
 # normal likelihood with a fixed $\sigma$ it is squared error, scaled, up to a constant:
 #
-# $$-\log \mathcal N(x; \mu, \sigma^2 I) = \frac{\|x - \mu\|^2}{2\sigma^2} + \frac D2 \log 2\pi\sigma^2$$
+# $$-\log \mathcal N(x; \mu, \sigma^2 I) =
+# \frac{\|x - \mu\|^2}{2\sigma^2} + \frac D2 \log 2\pi\sigma^2$$
 #
 # You will see both sides on handwritten digits and an untrained decoder, equal in value and, the
 # constant being constant, in every gradient.
@@ -342,7 +344,7 @@ p_of_x = decoder(codes)
 D, squared_error = 64, (images - p_of_x.mean).square().sum((1, 2))
 by_hand = squared_error / (2 * 0.3**2) + D / 2 * math.log(2 * math.pi * 0.3**2)
 assert torch.allclose(by_hand, -p_of_x.log_prob(images))
-print(f"{by_hand.mean():.6f} = {-p_of_x.log_prob(images).mean():.6f}")
+print(f"nats a digit: {by_hand.mean():.6f} = {-p_of_x.log_prob(images).mean():.6f}")
 
 # %%
 weights = list(decoder.parameters())
@@ -355,10 +357,10 @@ assert largest < 1e-9
 # %% [markdown]
 # So whoever writes "mean squared error + KL" has chosen a $\sigma$, whether they know it or not.
 # The mean over $D$ pixels is $\|x - \mu\|^2/D$, which is the formula above at $2\sigma^2 = D$: for
-# these digits $\sigma = 5.7$, for pixels that lie in $[0, 1]$. You will see what that costs: $\log
-# p(x|z)$ of the same reconstruction at that $\sigma$, at the 0.3 chosen above, and at the best
-# one, whose square is the mean squared error; and how much less the reconstruction then weighs
-# against the KL.
+# these digits $\sigma = 5.7$, for pixels that lie in $[0, 1]$. You will see what that costs:
+# $\log p(x|z)$ of the same reconstruction at that $\sigma$, at the 0.3 chosen above, and at the
+# best one, whose square is the mean squared error; and how much less the reconstruction then
+# weighs against the KL.
 
 # %%
 mse = squared_error.mean() / D
@@ -451,9 +453,10 @@ plt.show()
 # from a lattice that the *model* lays out, the ELBO from nodes of $q$, the KL from a lattice
 # around $q$.
 #
-# You will see the ELBO rise with $\log p(x)$ just above it, and between them the KL. It does not
-# simply fall: at first the decoder ignores $z$, so that the posterior is the prior and easily
-# matched; then the model moves, and the guide runs after it.
+# You will see the ELBO rise with $\log p(x)$ just above it, and between them the KL. It is small
+# from the start, for an untrained decoder ignores $z$, and then the posterior is the prior; while
+# the model moves the guide has to run after it, and need not keep step; as the learning rate
+# falls, it does.
 
 # %%
 from pyrovae.optimise import cosine
@@ -503,7 +506,9 @@ fresh = posteriors.MeanFieldNormal(data_shape=(8, 8), latent_dim=2, net=net)
 pair = VAE(vae.prior, vae.likelihood, fresh)
 guided = evidence.IdentityRecorder(pair.model, pair.guide, some)
 fit(pair.model, pair.guide, digits.train, epochs=EPOCHS // 4, callbacks=[guided], **options)
-plots.duality(guided)
+figure = plots.duality(guided)
+figure.axes[0].autoscale(axis="y")  # the whole climb
+figure
 
 # %% [markdown]
 # And you will see the ELBO gain exactly what the KL loses.
