@@ -309,19 +309,19 @@ assert off.abs() < 4.5
 counts = [2**k for k in range(6, 18 if not SMOKE else 11)]
 near = dist.Normal(torch.tensor([0.1, -0.1, 0.0]), torch.tensor([0.95, 0.9, 1.0])).to_event(1)
 figure, panels = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharex=True)
-for axes, guess, where in zip(panels, (near, q), ("near p", "far from p"), strict=True):
+for axes, guess, where in zip(panels, (near, q), ("q near p", "q too narrow"), strict=True):
     for name, colour in (("plain", "#0b5fa5"), ("positive", "#3a7d44")):
         kls = [divergences.monte_carlo(guess, p, num_samples=n, estimator=name) for n in counts]
         axes.loglog(counts, [k.standard_error for k in kls], color=colour, label=f"{name}, its se")
         errors = [(k.value - divergences.closed(guess, p)).abs() for k in kls]
         axes.loglog(counts, errors, ".", color=colour, label=f"{name}, its error")
-    axes.set(xlabel="draws", ylabel="nats", title=f"q {where}")
+    axes.set(xlabel="draws", ylabel="nats", title=where)
 panels[0].legend(frameon=False, fontsize=7)
 plt.show()
 
 # %% [markdown]
-# In Pyro this is the choice between `TraceMeanField_ELBO`, which takes the KL in closed form, and
-# `Trace_ELBO`, which draws it.
+# Closed or drawn: in Pyro that is the choice between `TraceMeanField_ELBO`, which takes the KL in
+# closed form, and `Trace_ELBO`, which draws it.
 #
 # ## 5. Squared error is a Gaussian log-likelihood
 #
@@ -367,7 +367,7 @@ mse = squared_error.mean() / D
 for name, s in (("of the mean", math.sqrt(D / 2)), ("chosen", 0.3), ("best", mse.sqrt().item())):
     log_p = dist.Normal(p_of_x.mean, s).to_event(2).log_prob(images).mean()
     print(f"sigma {s:.3f} ({name}): log p(x|z) = {log_p:.2f} nats a digit")
-print(f"weight of the error against the KL, mean : best = 1 : {D / 2 / mse:.0f}")
+print(f"against the KL the mean counts the error {D / 2 / mse:.0f} times less than the best does")
 implied = dist.Normal(p_of_x.mean, math.sqrt(D / 2)).to_event(2).log_prob(images)
 constant = D / 2 * math.log(2 * math.pi * D / 2)
 assert torch.allclose(squared_error / D, -implied - constant)

@@ -272,8 +272,8 @@ assert report.ok
 
 # %% [markdown]
 # Now three pairs that train without an error. You will see what `check_pair` says of each: which
-# site or parameter, and why. First, a "$\beta$-VAE" by `poutine.scale` on the guide alone: one
-# ELBO counts the KL twice, the other half of it.
+# site or parameter, and why. First, a "$\beta$-VAE" by `poutine.scale` on the guide alone:
+# `TraceMeanField_ELBO` then counts the KL twice, `Trace_ELBO` the guide's entropy.
 
 
 # %%
@@ -363,7 +363,7 @@ pd.DataFrame(columns).rename_axis("image").round(3)
 # %% [markdown]
 # Then calibration: draw $z^*$ and $x^*$ from the model, and rank $z^*$ among draws of $q(z|x^*)$.
 # If the guide were the posterior, all ranks would be equally likely. You will see that they are
-# not quite: the guide was trained on real digits, and is asked here about the model's own.
+# not: the guide was trained on real digits, and is asked here about the model's own.
 
 # %%
 calibration = diagnostics.calibration(model, guide, test, num_simulations=SIMULATIONS, **nets)

@@ -335,6 +335,23 @@ def test_the_three_forms_of_the_elbo_agree(prior):
         torch.testing.assert_close(form, forms[0], rtol=0, atol=1e-7)
 
 
+def test_the_forms_serve_float32_functions_too():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.tanh(), 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    x = torch.tensor([[0.3], [1.2]])
+    first, second = (
+        form(model, guide, x) for form in (evidence.elbo_of_joint, evidence.elbo_of_reconstruction)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+
+
 def test_recorder_measures_before_and_during_training():
     vae, x = made("tanh", 1, "bernoulli")
     recorder = evidence.IdentityRecorder(vae.model, vae.guide, x, every=2)

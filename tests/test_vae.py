@@ -92,6 +92,18 @@ def test_training_goes_on_after_a_clear_of_the_store():
     assert moved(before, weights(vae))
 
 
+def test_a_frozen_part_stays_as_it_is_without_a_word():
+    for how in ("fit", Trace_ELBO):
+        vae = make()
+        vae.likelihood.requires_grad_(False)
+        before = [p.clone() for p in vae.likelihood.parameters()], list(weights(vae.posterior))
+        train(vae, how)  # a warning would be an error
+        assert all(
+            torch.equal(a, b) for a, b in zip(before[0], vae.likelihood.parameters(), strict=True)
+        )
+        assert moved(before[1], weights(vae.posterior))
+
+
 def test_encode_decode_sample_reconstruct():
     vae = make(likelihood="binomial", likelihood_options={"total_count": 5})
     assert vae.encode(X.double()).event_shape == (2,)

@@ -166,7 +166,6 @@ def _normal(work: Problem) -> tuple[Tensor, Tensor]:
     found = guide_distributions(work.guide, work.x, *work.c, modules=work.modules)
     names = ", ".join(f"{name} ({type(q).__name__})" for name, q in found.items())
     q: Any = next(iter(found.values()), None)
-    q = getattr(q, "_d", q)
     if len(found) == 1 and isinstance(q, MultivariateNormal):
         return q.loc.double(), q.scale_tril.double()
     if len(found) == 1 and isinstance(q, Independent) and isinstance(q.base_dist, Normal):
@@ -295,7 +294,7 @@ def elbo_of_reconstruction(
             except NotImplementedError:
                 kl = w @ (work.log_guide(z) - log_p[name])
         observed = [log_p[s.name] for s in work.structure.sites.values() if s.observed]
-        return w @ torch.stack(observed).sum(0) - kl
+        return w @ torch.stack(observed).sum(0).double() - kl.double()
 
 
 def elbo_of_evidence(

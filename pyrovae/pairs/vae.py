@@ -98,16 +98,16 @@ class VAE(nn.Module):
         names (after `load_state_dict(assign=True)`, or a store that was read from disk), the names
         are taken afresh.
         """
-        name = _NAMES.get(self)
         store = pyro.get_param_store()
+        trained = {key: p for key, p in self.named_parameters() if p.requires_grad}
+        name = _NAMES.get(self)
         if name is None or any(
             full in store and store[full].unconstrained() is not parameter
-            for full, parameter in (
-                (param_with_module_name(name, key), p) for key, p in self.named_parameters()
-            )
+            for full, parameter in _under(name, trained)
         ):
             name = _NAMES[self] = f"{type(self).__name__}-{next(_COUNTER)}"
-        pyro.module(name, self)
+        for full, parameter in _under(name, trained):  # as pyro.module, which warns of frozen ones
+            pyro.param(full, parameter)
 
     def encode(self, x: Tensor, *c: Tensor) -> TorchDistribution:
         """Return q(z | x, c), batch shape (N,), event shape (latent_dim,)."""
@@ -156,3 +156,8 @@ class VAE(nn.Module):
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(next(self.parameters(), x))
+
+
+def _under(name: str, parameters: dict[str, nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
+    """Return parameters by their names in Pyro's store, under a module of that name."""
+    return [(param_with_module_name(name, key), p) for key, p in parameters.items()]
