@@ -35,7 +35,8 @@ class VAE(nn.Module):
         posterior: q(z|x), a module whose call on (x, *c) returns one of event shape (d,).
 
     Raises:
-        ValueError: the parts disagree on latent_dim or data_shape.
+        ValueError: the parts disagree on latent_dim or data_shape, or the prior and the posterior
+            on where z lives (on the sphere, say, and on all of R^d).
 
     Example:
         >>> from pyrovae import likelihoods, posteriors, priors
@@ -66,6 +67,13 @@ class VAE(nn.Module):
             }  # fmt: skip
             if len(set(values.values())) > 1:
                 raise ValueError(f"expected parts of one {attribute}; got {values}")
+        spaces = [getattr(part, "space", None) for part in (prior, posterior)]
+        if None not in spaces and spaces[0] != spaces[1]:
+            raise ValueError(
+                "expected a prior and a posterior over one space of z; got "
+                f"{type(prior).__name__} over {spaces[0]!r} and {type(posterior).__name__} over "
+                f"{spaces[1]!r}: a draw of the one has no density under the other"
+            )
         self.prior, self.likelihood, self.posterior = prior, likelihood, posterior
 
     def model(self, x: Tensor, *c: Tensor) -> None:
@@ -78,7 +86,7 @@ class VAE(nn.Module):
         self.register()
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(*c))
-            pyro.sample("x", self.likelihood(z, *c), obs=x)
+            pyro.sample("x", self.likelihood(z, *self._shared(c)), obs=x)
 
     def guide(self, x: Tensor, *c: Tensor) -> None:
         """Pyro guide q(z | x, c), site "z".
@@ -89,7 +97,7 @@ class VAE(nn.Module):
         """
         self.register()
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(x, *c))
+            pyro.sample("z", self.posterior(x, *self._shared(c)))
 
     def register(self) -> None:
         """Hand the parameters to Pyro's store, under names that are this instance's alone.
@@ -111,11 +119,11 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor, *c: Tensor) -> TorchDistribution:
         """Return q(z | x, c), batch shape (N,), event shape (latent_dim,)."""
-        return self.posterior(self._cast(x), *c)
+        return self.posterior(self._cast(x), *self._shared(c))
 
     def decode(self, z: Tensor, *c: Tensor) -> TorchDistribution:
         """Return p(x | z, c), batch shape z.shape[:-1], event shape data_shape."""
-        return self.likelihood(self._cast(z), *c)
+        return self.likelihood(self._cast(z), *self._shared(c))
 
     def sample(self, n: int, *c: Tensor, seed: int | None = 0, mean: bool = False) -> Tensor:
         """Draw n data from the generative model: z ~ p(z | c), then x ~ p(x | z, c).
@@ -124,7 +132,7 @@ class VAE(nn.Module):
             n: how many.
             *c: context, n rows each.
             seed: of the draws; None for the global generator.
-            mean: return E[x | z] for the drawn z in place of x.
+            mean: return E[x | z] for the drawn z in place of x, where that is known.
 
         Returns:
             Tensor (n, *data_shape).
@@ -137,8 +145,8 @@ class VAE(nn.Module):
         with torch.no_grad(), seeded(seed), evaluating(self):
             p = self.prior(*c)
             z = p.sample(() if p.batch_shape else (n,))
-            x = self.likelihood(z, *c)
-            return x.mean if mean else x.sample()
+            x = self.decode(z, *c)
+            return mean_or_draw(x) if mean else x.sample()
 
     def reconstruct(self, x: Tensor, *c: Tensor, seed: int | None = 0) -> Tensor:
         """Return E[x' | z, c] for one z ~ q(z | x, c) a datum.
@@ -152,10 +160,22 @@ class VAE(nn.Module):
             Tensor (N, *data_shape).
         """
         with torch.no_grad(), seeded(seed), evaluating(self):
-            return self.decode(self.encode(x, *c).sample(), *c).mean
+            return mean_or_draw(self.decode(self.encode(x, *c).sample(), *c))
+
+    def _shared(self, c: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the context that every part is given: all, or without the prior's index."""
+        return c[1:] if getattr(self.prior, "indexed", False) else c
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(next(self.parameters(), x))
+
+
+def mean_or_draw(x: TorchDistribution) -> Tensor:
+    """Return E[x], or a draw where the distribution does not know its mean."""
+    try:
+        return x.mean
+    except NotImplementedError:
+        return x.sample()
 
 
 def _under(name: str, parameters: dict[str, nn.Parameter]) -> list[tuple[str, nn.Parameter]]:

@@ -1,44 +1,13 @@
-"""Approximate posteriors q(z|x): modules whose call on x returns a distribution over z."""
+"""Normal posteriors."""
 
 import torch
 from pyro import distributions as dist
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyrovae.distributions import Conditional, diagonal_normal
-from pyrovae.nets import NetFactory, Shape, mlp
-
-__all__ = ["FullRankNormal", "MeanFieldNormal"]
-
-
-class Posterior(Conditional):
-    """q(z|x): x (..., *data_shape) gives batch shape (...) and event shape (latent_dim,).
-
-    `Conditional` says how to write a new one.
-
-    Args:
-        data_shape: shape of one datum.
-        latent_dim: length of z.
-        net: factory of the network, or the network, data_shape -> param_shape.
-        context_dim: numbers of context a datum; 0 for none.
-        input_scale: x is multiplied by this before it enters the network (1/255 for pixel levels).
-    """
-
-    def __init__(
-        self,
-        data_shape: Shape,
-        latent_dim: int,
-        net: nn.Module | NetFactory = mlp(),  # noqa: B008
-        context_dim: int = 0,
-        input_scale: float = 1.0,
-    ) -> None:
-        super().__init__(data_shape, (latent_dim,), net, context_dim)
-        self.data_shape, self.latent_dim = self.in_shape, latent_dim
-        self.input_scale = input_scale
-
-    def forward(self, x: Tensor, *c: Tensor) -> TorchDistribution:
-        """Return q(z|x, c)."""
-        return super().forward(x if self.input_scale == 1.0 else x * self.input_scale, *c)
+from pyrovae.distributions import diagonal_normal
+from pyrovae.nets import Shape
+from pyrovae.posteriors.base import Posterior
 
 
 class MeanFieldNormal(Posterior):

@@ -1,6 +1,5 @@
-"""Priors p(z): modules whose call returns a distribution of event shape (latent_dim,)."""
+"""Mixtures: with parameters of their own, or of the posterior at pseudo-inputs."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -8,74 +7,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae import distributions
-from pyrovae.distributions import diagonal_normal
-
-__all__ = ["MixtureOfNormals", "StandardNormal", "VampPrior"]
-
-
-class Prior(nn.Module, ABC):
-    """p(z), or p(z | c) given context.
-
-    To write a new one, subclass this and give `distribution(*c)`, which returns a Pyro distribution
-    of event shape (latent_dim,) and batch shape () or, where it depends on the context, (len(c),).
-    Constants go in buffers. A prior whose `__init__` takes `posterior` is handed it by `build`.
-
-    Args:
-        latent_dim: length of z.
-    """
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        if not isinstance(latent_dim, int) or latent_dim < 1:
-            raise ValueError(f"expected latent_dim to be a positive whole number; got {latent_dim}")
-        self.latent_dim = latent_dim
-
-    @abstractmethod
-    def distribution(self, *c: Tensor) -> TorchDistribution:
-        """Return p(z | c)."""
-
-    def forward(self, *c: Tensor) -> TorchDistribution:
-        """Return p(z | c) of event shape (latent_dim,).
-
-        Raises:
-            ValueError: what `distribution` returned has another event shape.
-        """
-        z = self.distribution(*c)
-        if tuple(z.event_shape) != (self.latent_dim,):
-            raise ValueError(
-                f"{type(self).__name__}.distribution: expected event_shape ({self.latent_dim},); "
-                f"got batch_shape {tuple(z.batch_shape)} and event_shape {tuple(z.event_shape)}: "
-                "declare the latent dimension with .to_event(1)"
-            )
-        return z
-
-    def extra_repr(self) -> str:
-        """Return what `repr` shows of the prior itself."""
-        return f"latent_dim={self.latent_dim}"
-
-
-class StandardNormal(Prior):
-    """p(z) = N(0, I). Kingma & Welling (2014). It ignores context.
-
-    Args:
-        latent_dim: length of z.
-
-    Example:
-        >>> StandardNormal(latent_dim=2)().log_prob(torch.zeros(2))  # -log 2 pi
-        tensor(-1.8379)
-    """
-
-    loc: Tensor
-    scale: Tensor
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__(latent_dim)
-        self.register_buffer("loc", torch.zeros(latent_dim))
-        self.register_buffer("scale", torch.ones(latent_dim))
-
-    def distribution(self, *c: Tensor) -> TorchDistribution:
-        """Return N(0, I)."""
-        return diagonal_normal(self.loc, self.scale)
+from pyrovae.priors.base import Prior, check_components
 
 
 class MixtureOfNormals(Prior):
@@ -93,7 +25,7 @@ class MixtureOfNormals(Prior):
 
     def __init__(self, latent_dim: int, num_components: int = 10) -> None:
         super().__init__(latent_dim)
-        _check_components(num_components)
+        check_components(num_components)
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
         self.logits = nn.Parameter(torch.zeros(num_components))
@@ -131,7 +63,7 @@ class VampPrior(Prior):
         clamp: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
         super().__init__(latent_dim)
-        _check_components(num_components)
+        check_components(num_components)
         if clamp is not None and not clamp[0] < clamp[1]:
             raise ValueError(f"expected clamp=(low, high) with low < high; got {clamp}")
         if posterior.event_shape != (latent_dim,):
@@ -145,7 +77,7 @@ class VampPrior(Prior):
             raise ValueError(f"expected init=(mean, standard deviation); got {init}")
         mean, sd = init
         self.pseudo_inputs = nn.Parameter(
-            mean + sd * torch.randn(num_components, *posterior.in_shape)  # type: ignore[misc]
+            mean + sd * torch.randn(num_components, *posterior.data_shape)  # type: ignore[misc]
         )
 
     def distribution(self, *c: Tensor) -> TorchDistribution:
@@ -167,8 +99,3 @@ class VampPrior(Prior):
         # `.to(device, dtype)` moves all that the prior computes with.
         self._posterior[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
-
-
-def _check_components(number: int) -> None:
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"expected num_components to be a positive whole number; got {number}")

@@ -1,45 +1,13 @@
-"""One row a case: the part, its domain, and an independent reference for its log-density."""
-
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+"""The parts that came first."""
 
 import numpy as np
 import scipy.integrate
 import scipy.special
 import scipy.stats
-import torch
-from torch import Tensor, nn
 
-from pyrovae import likelihoods, nets, posteriors, priors
+from cases.base import LATENT, NET, SHAPE, Case, line, whole
+from pyrovae import likelihoods, posteriors, priors
 from pyrovae.distributions import seeded
-
-LATENT, SHAPE, ROWS = 2, (3, 2), 5
-NET = nets.mlp(hidden=(7,), activation="tanh")
-
-Reference = Callable[[nn.Module, np.ndarray, np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A part, and its log-density by other means: reference(part, net's output, value) -> (N,)."""
-
-    cls: type[nn.Module]
-    reference: Reference
-    options: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
-
-    @property
-    def id(self) -> str:
-        return self.cls.__name__ + (f"-{self.name}" if self.name else "")
-
-    def build(self) -> nn.Module:
-        common: dict[str, Any] = {"latent_dim": LATENT}
-        if issubclass(self.cls, (likelihoods.Likelihood, posteriors.Posterior)):
-            common |= {"data_shape": SHAPE, "net": NET}
-        with seeded(5):
-            options = {k: v() if callable(v) else v for k, v in self.options.items()}
-            return self.cls(**common, **options)
 
 
 def flat(a: np.ndarray) -> np.ndarray:
@@ -120,11 +88,18 @@ def vamp(reference):
     return density
 
 
-def posterior(cls):
-    return lambda: cls(data_shape=SHAPE, latent_dim=LATENT, net=NET)
+def posterior(cls, **options):
+    """The same posterior every time, whatever the seed around it."""
+
+    def make():
+        with seeded(9):
+            return cls(data_shape=SHAPE, latent_dim=LATENT, net=NET, **options)
+
+    return make
 
 
 FLOOR = 0.5 / 255
+REALS = line(-20, 20, 80_001)
 POSTERIORS = [
     Case(posteriors.MeanFieldNormal, mean_field),
     Case(posteriors.FullRankNormal, full_rank),
@@ -149,34 +124,26 @@ PRIORS = [
     ),
 ]  # fmt: skip
 LIKELIHOODS = [
-    Case(likelihoods.Bernoulli, bernoulli),
-    Case(likelihoods.ContinuousBernoulli, continuous_bernoulli),
-    Case(likelihoods.Binomial, binomial),
+    Case(likelihoods.Bernoulli, bernoulli, domain=whole(1)),
+    Case(
+        likelihoods.ContinuousBernoulli, continuous_bernoulli,
+        domain=line(0, 1), integral_tolerance=1e-6,
+    ),
+    Case(likelihoods.Binomial, binomial, domain=whole(16)),
     Case(
         likelihoods.Normal, normal(lambda part, params: 0.3),
-        {"variance": likelihoods.Fixed(0.3)}, "fixed",
+        {"variance": likelihoods.Fixed(0.3)}, "fixed", REALS,
     ),
     Case(
         likelihoods.Normal, normal(lambda part, params: FLOOR + np.exp(part.s.item())),
-        {"variance": likelihoods.Shared()}, "shared",
+        {"variance": likelihoods.Shared()}, "shared", REALS,
     ),
     Case(
         likelihoods.Normal, normal(lambda part, params: FLOOR + np.exp(part.s.detach().numpy())),
-        {"variance": likelihoods.PerDimension()}, "per-dimension",
+        {"variance": likelihoods.PerDimension()}, "per-dimension", REALS,
     ),
     Case(
         likelihoods.Normal, normal(lambda part, params: FLOOR + np.exp(params[:, 1])),
-        {"variance": likelihoods.Predicted()}, "predicted",
+        {"variance": likelihoods.Predicted()}, "predicted", REALS,
     ),
 ]  # fmt: skip
-PARTS = [*PRIORS, *LIKELIHOODS, *POSTERIORS]
-
-
-def inputs(part: nn.Module) -> tuple[Tensor, ...]:
-    """What the part is called on, float64."""
-    with seeded(7):
-        if isinstance(part, likelihoods.Likelihood):
-            return (torch.randn(ROWS, LATENT, dtype=torch.float64),)
-        if isinstance(part, posteriors.Posterior):
-            return (torch.rand(ROWS, *SHAPE, dtype=torch.float64),)
-    return ()

@@ -1,0 +1,59 @@
+"""What every prior is."""
+
+from abc import ABC, abstractmethod
+
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+
+class Prior(nn.Module, ABC):
+    """p(z), or p(z | c) given context.
+
+    To write a new one, subclass this and give `distribution(*c)`, which returns a Pyro distribution
+    of event shape (latent_dim,) and batch shape () or, where it depends on the context, (len(c),).
+    Constants go in buffers. A prior whose `__init__` takes `posterior` is handed it by `build`.
+    `space` names where z lives, "real" for all of R^d; a VAE's posterior must live there too. A
+    prior that is `indexed` takes as its first context the datum's index, which the likelihood and
+    the posterior are not given.
+
+    Args:
+        latent_dim: length of z.
+    """
+
+    space = "real"
+    indexed = False
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        if not isinstance(latent_dim, int) or latent_dim < 1:
+            raise ValueError(f"expected latent_dim to be a positive whole number; got {latent_dim}")
+        self.latent_dim = latent_dim
+
+    @abstractmethod
+    def distribution(self, *c: Tensor) -> TorchDistribution:
+        """Return p(z | c)."""
+
+    def forward(self, *c: Tensor) -> TorchDistribution:
+        """Return p(z | c) of event shape (latent_dim,).
+
+        Raises:
+            ValueError: what `distribution` returned has another event shape.
+        """
+        z = self.distribution(*c)
+        if tuple(z.event_shape) != (self.latent_dim,):
+            raise ValueError(
+                f"{type(self).__name__}.distribution: expected event_shape ({self.latent_dim},); "
+                f"got batch_shape {tuple(z.batch_shape)} and event_shape {tuple(z.event_shape)}: "
+                "declare the latent dimension with .to_event(1)"
+            )
+        return z
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows of the prior itself."""
+        return f"latent_dim={self.latent_dim}"
+
+
+def check_components(number: int) -> None:
+    """Refuse a number of components that is no positive whole number."""
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"expected num_components to be a positive whole number; got {number}")

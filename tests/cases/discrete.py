@@ -1,0 +1,1 @@
+"""Discrete latents, and their relaxation."""

@@ -1,0 +1,1 @@
+"""Normalising flows, and mixtures with pathwise gradients."""

@@ -1,0 +1,1 @@
+"""Likelihoods of levels, and of [0, 1]."""

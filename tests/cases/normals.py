@@ -1,0 +1,1 @@
+"""Normals and other simple priors."""
