@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 
 @contextlib.contextmanager
@@ -20,3 +21,19 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def choose(logits: Tensor, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    """Draw categories by the Gumbel-max rule, argmax_k (l_k + g_k): (*sample_shape, *batch_shape).
+
+    The noise has the shape of the draws, so `choose(l, (K,))` and `choose(l.expand(K, ...))` agree;
+    torch's Categorical gives different draws.
+
+    Args:
+        logits: unnormalised log weights (*batch_shape, categories).
+        sample_shape: how many draws.
+    """
+    with torch.no_grad():
+        uniform = torch.rand(*sample_shape, *logits.shape, dtype=logits.dtype, device=logits.device)
+        tiny = torch.finfo(logits.dtype).tiny
+        return (logits - (-uniform.clamp(min=tiny).log()).log()).argmax(-1)

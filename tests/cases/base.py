@@ -52,7 +52,7 @@ def plane(half: float = 14.0, n: int = 801) -> Domain:
     return points
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A part, and its log-density by other means.
 
@@ -67,7 +67,8 @@ class Case:
         integral_tolerance: what the rule may be off by.
         mean_tolerance: how far `start_at_mean` may be from the mean, in its units.
         mean: target of that law for each of six entries, by default 0.2, ..., 0.8 (of
-            `total_count` or `num_levels` - 1, where there is one).
+            `total_count` or `num_levels` - 1, where there is one); None where E[x|z] is unknown.
+        make: makes the part for a data shape, where the class is not called with shapes.
         fit_gap: how many nats a datum a fit to a part's own draws may be worse on fresh ones.
     """
 
@@ -79,8 +80,9 @@ class Case:
     unit: tuple[int, ...] = (1,)
     integral_tolerance: float = 1e-8
     mean_tolerance: float = 1e-10
-    mean: tuple[float, ...] = (0.2, 0.32, 0.44, 0.56, 0.68, 0.8)
+    mean: tuple[float, ...] | None = (0.2, 0.32, 0.44, 0.56, 0.68, 0.8)
     fit_gap: float = 0.05
+    make: Callable[[tuple[int, ...]], nn.Module] | None = None
 
     @property
     def id(self) -> str:
@@ -91,17 +93,21 @@ class Case:
         if issubclass(self.cls, (likelihoods.Likelihood, posteriors.Posterior)):
             common |= {"data_shape": shape, "net": NET}
         with seeded(seed):
+            if self.make is not None:
+                return self.make(shape)
             options = {k: v() if callable(v) else v for k, v in self.options.items()}
             return self.cls(**common, **options)
 
 
-def inputs(part: nn.Module, rows: int = ROWS) -> tuple[Tensor, ...]:
-    """What the part is called on, float64: z, x, or the context of a prior that takes one."""
+def inputs(
+    part: nn.Module, rows: int = ROWS, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, ...]:
+    """What the part is called on: z, x, or the context of a prior that takes one."""
     with seeded(7):
         if isinstance(part, likelihoods.Likelihood):
-            return (torch.randn(rows, LATENT, dtype=torch.float64),)
+            return (torch.randn(rows, LATENT, dtype=dtype),)
         if isinstance(part, posteriors.Posterior):
-            return (torch.rand(rows, *part.data_shape, dtype=torch.float64),)
+            return (torch.rand(rows, *part.data_shape, dtype=dtype),)
         if getattr(part, "context_dim", 0):
-            return (torch.randn(rows, CONTEXT, dtype=torch.float64),)
+            return (torch.randn(rows, CONTEXT, dtype=dtype),)
     return ()
