@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
@@ -57,3 +58,18 @@ def check_components(number: int) -> None:
     """Refuse a number of components that is no positive whole number."""
     if not isinstance(number, int) or number < 1:
         raise ValueError(f"expected num_components to be a positive whole number; got {number}")
+
+
+def join_context(part: str, c: tuple[Tensor, ...], context_dim: int) -> Tensor:
+    """Return context tensors side by side, (..., context_dim); one dimension is a column.
+
+    Raises:
+        ValueError: they do not hold `context_dim` numbers a datum.
+    """
+    columns = [t.unsqueeze(-1) if t.dim() == 1 else t for t in c]
+    if sum(t.shape[-1] for t in columns) != context_dim:
+        raise ValueError(
+            f"{part} expected context tensors with {context_dim} numbers a datum in all; got "
+            f"shapes {[tuple(t.shape) for t in c]}: give them after x, as in vae.model(x, c)"
+        )
+    return torch.cat(columns, -1)

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import torch
+from pyro import distributions as dist
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from pyrovae import distributions
 from pyrovae.priors.base import Prior, check_components
@@ -38,9 +40,11 @@ class MixtureOfNormals(Prior):
 class VampPrior(Prior):
     """p(z) = (1/K) sum_k q(z | u_k): the posterior's mixture over K learnt pseudo-inputs u_k.
 
-    Tomczak & Welling (2018), eq. 9. The posterior must be normal, diagonal or full-rank, and take
-    no context. It is held by reference: its parameters belong to the VAE, not to this module's
-    state dict. It ignores context.
+    Tomczak & Welling (2018), eq. 9. The posterior may be any that scores a given z and takes no
+    context; z lives where the posterior's does. Normals and their mixtures are scored by matrix
+    products; of others q(z | u_k) is computed for all k, much work where it is a flow that is slow
+    to invert. The posterior is held by reference: its parameters belong to the VAE, not to this
+    module's state dict. It ignores context.
 
     Args:
         latent_dim: length of z.
@@ -50,8 +54,8 @@ class VampPrior(Prior):
         clamp: range that the pseudo-inputs are clamped to, in units of x; None for no clamp.
 
     Raises:
-        ValueError: num_components is not positive, the latent dimensions differ, the clamp's range
-            is empty, or (when called) the posterior is not normal.
+        ValueError: num_components is not positive, the latent dimensions differ, the posterior
+            takes context, or the clamp's range is empty.
     """
 
     def __init__(
@@ -71,6 +75,12 @@ class VampPrior(Prior):
                 f"expected a posterior of latent_dim {latent_dim}; got one of "
                 f"{posterior.event_shape[0]}"  # type: ignore[index]
             )
+        if getattr(posterior, "context_dim", 0):
+            raise ValueError(
+                "VampPrior expected a posterior that takes no context, as pseudo-inputs have none; "
+                f"got {type(posterior).__name__} with context_dim={posterior.context_dim}"
+            )
+        self.space = getattr(posterior, "space", self.space)
         self._posterior = (posterior,)  # in a tuple, so that it is no submodule
         self.clamp = clamp
         if len(init) != 2:
@@ -84,16 +94,15 @@ class VampPrior(Prior):
         """Return the mixture of q(z | u_k)."""
         u = self.pseudo_inputs if self.clamp is None else self.pseudo_inputs.clamp(*self.clamp)
         q = self._posterior[0](u)
-        if isinstance(q, torch.distributions.MultivariateNormal):
-            loc, scale = q.loc, q.scale_tril
-        elif isinstance(getattr(q, "base_dist", None), torch.distributions.Normal):
-            loc, scale = q.base_dist.loc, q.base_dist.scale
-        else:
-            raise ValueError(
-                "VampPrior expected a normal posterior, such as MeanFieldNormal or FullRankNormal; "
-                f"got {type(q).__name__}"
-            )
-        return distributions.MixtureOfNormals(loc, scale, loc.new_zeros(len(u)))
+        zeros = u.new_zeros(len(u))
+        if isinstance(q, MultivariateNormal | LowRankMultivariateNormal):
+            return distributions.MixtureOfNormals(q.loc, q.scale_tril, zeros)
+        if isinstance(getattr(q, "base_dist", None), Normal):
+            return distributions.MixtureOfNormals(q.base_dist.loc, q.base_dist.scale, zeros)
+        if isinstance(q, distributions.PathwiseMixture):
+            loc, scale = q.loc.flatten(0, 1), q.scale.flatten(0, 1)
+            return distributions.MixtureOfNormals(loc, scale, q.logits.log_softmax(-1).flatten())
+        return dist.MixtureSameFamily(dist.Categorical(logits=zeros), q)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "VampPrior":
         # `.to(device, dtype)` moves all that the prior computes with.
