@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 from functools import partial
 
 import broken_pairs as broken
@@ -12,12 +11,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from cases import LIKELIHOODS, POSTERIORS, PRIORS
+from cases.pairing import compatible, shipped
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-from pyrovae import VAE, build, likelihoods, testing
+from pyrovae import build, testing
 from pyrovae.testing import check_pair
 
 
@@ -86,23 +86,17 @@ def test_broken_pairs_are_named(make, site, message):
     assert found, str(report)
 
 
-def shipped(prior, posterior, likelihood):
-    """A VAE of the parts of three cases; a prior that asks for the posterior is handed it."""
-    q = posterior.build()
-    own = {"posterior": lambda: q} if "posterior" in prior.options else {}
-    p = replace(prior, options=prior.options | own).build()
-    return VAE(p, likelihood.build(), q)
-
-
 def of_parts(vae, n=6):
     return vae.model, vae.guide, vae.sample(n)
 
 
 def grid():
-    """Every prior with every posterior, with Bernoulli and Normal likelihoods."""
-    chosen = {likelihoods.Bernoulli: "", likelihoods.Normal: "shared"}
-    some = [case for case in LIKELIHOODS if chosen.get(case.cls) == case.name]
-    return [(p, q, like) for p in PRIORS for q in POSTERIORS for like in some]
+    """Every prior with every posterior it goes with; every likelihood with the first of both."""
+    bernoulli = LIKELIHOODS[0]
+    pairs = compatible(tuple(PRIORS), tuple(POSTERIORS), bernoulli)
+    return [(p, q, bernoulli) for p, q in pairs] + [
+        (PRIORS[0], POSTERIORS[0], like) for like in LIKELIHOODS[1:]
+    ]
 
 
 def named(case):

@@ -5,7 +5,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from cases import LIKELIHOODS, POSTERIORS, SHAPE
+from cases import LIKELIHOODS, POSTERIORS, PRIORS
+from cases.pairing import shipped
 
 from pyrovae import VAE, build, likelihoods, log_weights, posteriors, priors
 from pyrovae.importance import (
@@ -302,7 +303,7 @@ def test_num_particles_is_checked():
 
 @pytest.mark.parametrize("case", LIKELIHOODS, ids=lambda c: c.id)
 def test_every_likelihood_in_a_pair(case):
-    vae = VAE(priors.StandardNormal(2), case.build(), POSTERIORS[0].build()).double()
+    vae = shipped(PRIORS[0], POSTERIORS[0], case).double()
     x = vae.sample(3)
-    assert x.shape == (3, *SHAPE)
+    assert x.shape == (3, *vae.likelihood.data_shape)
     assert log_weights(vae.model, vae.guide, x, num_particles=4).isfinite().all()

@@ -166,9 +166,9 @@ def test_build_is_reproducible_and_recorded():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prior": "vamp"}, "prior to be one of mixture-of-normals, .*vamp-prior; got 'vamp'"),
+        ({"prior": "vamp"}, "prior to be one of .*vamp-prior.*; got 'vamp'"),
         ({"likelihood": "poison"}, "likelihood to be one of bernoulli, .*; got 'poison'"),
-        ({"net": "conf"}, "net to be one of gated-mlp, mlp; got 'conf'"),
+        ({"net": "conf"}, "net to be one of conv, .*; got 'conf'"),
         ({"pair": "gan"}, "pair to be one of"),
         ({"latent_dim": 0}, "latent_dim to be a positive whole number; got 0"),
         ({"data_shape": ()}, "data_shape to hold positive whole numbers"),

@@ -12,6 +12,7 @@ from pyrovae.evidence.duality import (
     identity,
 )
 from pyrovae.evidence.importance_weighted import Summary, iwae, summarise
+from pyrovae.evidence.imputation import Imputation, impute
 from pyrovae.evidence.lattice import quadrature
 from pyrovae.evidence.results import Evidence, ExactEvidence
 
@@ -20,6 +21,7 @@ __all__ = [
     "ExactEvidence",
     "Identity",
     "IdentityRecorder",
+    "Imputation",
     "Summary",
     "elbo_of_evidence",
     "elbo_of_joint",
@@ -27,6 +29,7 @@ __all__ = [
     "enumeration",
     "exact",
     "identity",
+    "impute",
     "iwae",
     "linear_gaussian",
     "quadrature",

@@ -25,6 +25,7 @@ from pyrovae.importance.weights import (
     log_weights,
     simulate,
     site_log_probs,
+    weighted_data,
 )
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "log_weights",
     "simulate",
     "site_log_probs",
+    "weighted_data",
 ]

@@ -1,6 +1,5 @@
 """What a pair is made of: its sites, supports and plates, and the rules it breaks."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrovae.distributions import seeded
-from pyrovae.nets import evaluating
+from pyrovae.nets import evaluating, find_modules
+from pyrovae.pairs.refinement import Repeated
 
 
 @dataclass(frozen=True)
@@ -101,23 +100,6 @@ class Structure:
             raise ValueError("; ".join(f"site {s!r}: {rule}" for s, rule in self.problems))
 
 
-def find_modules(*functions: Any, modules: Sequence[nn.Module] = ()) -> list[nn.Module]:
-    """Return the modules of a pair: `f.__self__`, callables that are modules, and `modules`.
-
-    Args:
-        *functions: the model and the guide.
-        modules: further ones, that the functions hold in their closures.
-    """
-    found: list[nn.Module] = []
-    for function in functions:
-        while isinstance(function, functools.partial):
-            function = function.func
-        owner = getattr(function, "__self__", function)
-        if isinstance(owner, nn.Module):
-            found.append(owner)
-    return list(dict.fromkeys([*found, *modules]))
-
-
 def batched(
     x: Any, c: Sequence[Any] = (), modules: Sequence[nn.Module] = ()
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -129,10 +111,13 @@ def batched(
         modules: the pair's, whose first floating parameter gives device and dtype; without one
             whole-numbered x becomes torch's default dtype.
 
+    NaN in x is let through where a module has the attribute `missing` (`likelihoods.Masked`).
+
     Raises:
         ValueError: no rows, rows that differ in number, a dtype that is no number, or values that
             are not finite.
     """
+    missing = any(getattr(m, "missing", False) for module in modules for m in module.modules())
     parameters = (p for m in modules for p in m.parameters() if p.is_floating_point())
     like = next(parameters, None)
     tensors: list[Tensor] = []
@@ -155,32 +140,23 @@ def batched(
             elif not dtype.is_floating_point:
                 dtype = torch.get_default_dtype()
         t = t.to(dtype=dtype, device=t.device if like is None else like.device)
-        if t.is_floating_point() and not bool((finite := t.isfinite()).all()):
-            bad = ~finite
+        bad = t.isinf() if missing and i == 0 else ~t.isfinite()
+        if bool(bad.any()):
             first = tuple(bad.nonzero()[0].tolist())
             raise ValueError(
                 f"expected {name} to be finite; got {int(bad.sum())} bad values, the first "
-                f"{float(t[first])} at index {first}: drop the rows or fill the values in"
+                f"{float(t[first])} at index {first}: drop the rows, fill the values in, or "
+                "take likelihoods.Masked, which integrates out what is NaN"
             )
         tensors.append(t)
     return tensors[0], tuple(tensors[1:])
-
-
-class Repeated(Messenger):
-    """Give every plate that subsamples the indices 0, 1, ...: the rows are all there."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and msg["value"] is None:
-            size = msg["fn"].size if msg["fn"].subsample_size is None else msg["fn"].subsample_size
-            msg["value"] = torch.arange(size)
-            msg["done"] = True
 
 
 def traces(
     model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor]
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """Run the guide, then the model with the guide's latents; nothing shows outside."""
-    with poutine.block(hide_types=["sample"]), Repeated():
+    with poutine.block(hide_types=["sample", "observe"]), Repeated():
         guide_trace = poutine.trace(guide).get_trace(x, *c)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, *c)
     return model_trace, guide_trace
@@ -189,7 +165,7 @@ def traces(
 def _why_not(model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor]) -> str | None:
     """Return the site whose event shapes differ, where each side runs alone but not together."""
     try:
-        with poutine.block(hide_types=["sample"]), Repeated():
+        with poutine.block(hide_types=["sample", "observe"]), Repeated():
             ours, theirs = (samples(poutine.trace(f).get_trace(x, *c)) for f in (model, guide))
     except (ValueError, RuntimeError, IndexError):
         return None

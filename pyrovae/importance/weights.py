@@ -113,24 +113,60 @@ def log_terms(
     blocks: dict[int, list[Terms]] = {}
     with seeded(seed), evaluating(*found):
         for rows, k in _chunks(len(x), num_particles, size):
-            xs, cs = _repeat(x[rows], k), [_repeat(t[rows], k) for t in c]
-            terms = [t.reshape(k, -1) for t in _row_terms(model, guide, xs, cs)]
-            blocks.setdefault(rows.start, []).append(Terms(*terms))
+            terms, _ = _pass(model, guide, x[rows], [t[rows] for t in c], k)
+            blocks.setdefault(rows.start, []).append(terms)
     columns = [[torch.cat(t) for t in zip(*block, strict=True)] for block in blocks.values()]
     return Terms(*(torch.cat(t, 1) for t in zip(*columns, strict=True)))
 
 
-def _row_terms(model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor]) -> Terms:
+def _pass(
+    model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor], k: int
+) -> tuple[Terms, Any]:
+    """Return the terms (k, N) at k draws a datum, and p(x|z) of batch shape (k * N,)."""
+    n, x, c = len(x), _repeat(x, k), [_repeat(t, k) for t in c]
     model_trace, guide_trace = traces(model, guide, x, c)
     likelihood, prior, posterior = x.new_zeros(len(x)), x.new_zeros(len(x)), x.new_zeros(len(x))
+    datum = None
     for site in samples(model_trace).values():
+        if site["value"] is x:
+            datum = site["fn"]
         if site["is_observed"]:
             likelihood = likelihood + _log_prob(site, len(x))
         else:
             prior = prior + _log_prob(site, len(x))
     for site in samples(guide_trace).values():
         posterior = posterior + _log_prob(site, len(x))
-    return Terms(likelihood, prior, posterior)
+    return Terms(*(t.reshape(k, n) for t in (likelihood, prior, posterior))), datum
+
+
+def weighted_data(
+    model: Callable,
+    guide: Callable,
+    x: Tensor,
+    *c: Tensor,
+    num_particles: int = 1,
+    seed: int | None = 0,
+    modules: Sequence[nn.Module] = (),
+) -> Iterator[tuple[slice, Tensor, Any]]:
+    """Yield, pass by pass, what the model makes of the datum at each draw z ~ q(z|x).
+
+    Arguments and errors: see `log_weights`.
+
+    Yields:
+        The rows of x in the pass; their log weights (k, n); and p(x|z), of batch shape (k * n,),
+        row by row for each particle.
+    """
+    found = find_modules(model, guide, modules=modules)
+    x, c = batched(x, c, found)
+    structure = inspect(model, guide, x[:2], *(t[:2] for t in c), modules=modules)
+    structure.check()
+    if structure.datum is None:
+        raise ValueError("expected an observed site whose value is the argument x; got none")
+    size = rows_of_a_pass(x)
+    with torch.no_grad(), seeded(seed), evaluating(*found):
+        for rows, k in _chunks(len(x), num_particles, size):
+            terms, datum = _pass(model, guide, x[rows], [t[rows] for t in c], k)
+            yield rows, terms.log_weight, datum
 
 
 def log_weights(
@@ -230,7 +266,7 @@ def rows_of_a_pass(x: Tensor) -> int:
 def _conditioned(
     function: Callable, latents: Mapping[str, Tensor], x: Tensor, c: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    with poutine.block(hide_types=["sample"]), Repeated():
+    with poutine.block(hide_types=["sample", "observe"]), Repeated():
         trace = poutine.trace(poutine.condition(function, data=latents)).get_trace(x, *c)
     log_p = {}
     for name, site in samples(trace).items():
@@ -289,7 +325,7 @@ def simulate(
     found = find_modules(model, modules=modules)
     x, c = batched(x, c, found)
     with torch.no_grad(), seeded(seed), evaluating(*found):
-        with poutine.block(hide_types=["sample"]), Repeated():
+        with poutine.block(hide_types=["sample", "observe"]), Repeated():
             with poutine.trace() as tracer, _Unobserved():
                 model(x, *c)
             trace = tracer.trace
@@ -321,7 +357,7 @@ def guide_distributions(
     found = find_modules(guide, modules=modules)
     x, c = batched(x, c, found)
     with torch.no_grad(), seeded(0), evaluating(*found):
-        with poutine.block(hide_types=["sample"]), Repeated():
+        with poutine.block(hide_types=["sample", "observe"]), Repeated():
             trace = poutine.trace(guide).get_trace(x, *c)
     return {name: site["fn"] for name, site in samples(trace).items()}
 
@@ -346,7 +382,7 @@ def enumerate_latents(
     found = find_modules(model, modules=modules)
     x, c = batched(x, c, found)
     with torch.no_grad(), seeded(0), evaluating(*found):
-        with poutine.block(hide_types=["sample"]), Repeated():
+        with poutine.block(hide_types=["sample", "observe"]), Repeated():
             trace = poutine.trace(model).get_trace(x, *c)
     values = {}
     for name, site in samples(trace).items():

@@ -2,6 +2,8 @@
 
 from pyrovae.pairs.linear import ppca
 from pyrovae.pairs.names import build
+from pyrovae.pairs.refinement import refined
 from pyrovae.pairs.vae import VAE
+from pyrovae.pairs.variance import fit_variance
 
-__all__ = ["VAE", "build", "ppca"]
+__all__ = ["VAE", "build", "fit_variance", "ppca", "refined"]

@@ -5,7 +5,7 @@ import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -61,7 +61,7 @@ def build(
     likelihood: str = "bernoulli",
     posterior: str = "mean-field-normal",
     net: str = "mlp",
-    hidden: Sequence[int] = (400,),
+    hidden: Sequence[int] | None = None,
     pair: str = "vae",
     seed: int = 0,
     prior_options: Options | None = None,
@@ -73,7 +73,8 @@ def build(
 
     Names are class names, compared without case, hyphen or underscore. The decoder's hidden layers
     mirror the encoder's. An option that is an object is named like a part, with its arguments after
-    a colon: `likelihood_options={"variance": "fixed:0.1"}`.
+    a colon: `likelihood_options={"variance": "fixed:0.1"}`. A likelihood of data with missing
+    entries is named "masked:" and the likelihood of those observed: `likelihood="masked:normal"`.
 
     Args:
         data_shape: shape of one datum.
@@ -82,7 +83,7 @@ def build(
         likelihood: a class of `likelihoods`.
         posterior: a class of `posteriors`.
         net: a factory of `nets`, for the encoder and the decoder.
-        hidden: widths of the encoder's hidden layers.
+        hidden: widths of the encoder's hidden layers; None for the net's own, (400,) for "mlp".
         pair: the pair's class.
         seed: of the initial weights; the global generators are left alone.
         prior_options: further arguments of the prior's class.
@@ -108,6 +109,8 @@ def build(
         raise ValueError(f"expected latent_dim to be a positive whole number; got {latent_dim!r}")
     pair_class = by_name("pair", pair, {"VAE": vae.VAE})
     net_class = by_name("net", net, exported(nets))
+    if hidden is None:
+        hidden = inspect.signature(net_class).parameters["hidden"].default
     config = {
         "data_shape": list(shape), "latent_dim": latent_dim, "prior": prior,
         "likelihood": likelihood, "posterior": posterior, "net": net, "hidden": list(hidden),
@@ -123,24 +126,49 @@ def build(
             "an object, as in variance='fixed:0.1', or make the VAE from its parts"
         ) from None
     given: dict[str, Any] = {"latent_dim": latent_dim, "data_shape": shape}
+    masked, name = split_masked(likelihood)
     with seeded(seed):
-        given["net"] = _make("net", net_class, net_options, {"hidden": tuple(hidden)})
-        given["posterior"] = _part("posterior", posterior, posteriors, posterior_options, given)
-        given["net"] = _make("net", net_class, net_options, {"hidden": tuple(hidden)[::-1]})
+        encoder = _make(
+            "net", net_class, net_options, {"hidden": tuple(hidden), "data_shape": shape}
+        )
+        decoder = _make(
+            "net", net_class, net_options, {"hidden": tuple(hidden)[::-1], "data_shape": shape}
+        )
+        q = _part(
+            "posterior", posterior, posteriors, posterior_options,
+            given | {"net": encoder} | ({"missing": True} if masked else {}),
+        )  # fmt: skip
+        given |= {"net": decoder, "posterior": q}
+        p = _part("prior", prior, priors, prior_options, given)
+        p_x = _part("likelihood", name, likelihoods, likelihood_options, given)
         made = pair_class(
-            prior=_part("prior", prior, priors, prior_options, given),
-            likelihood=_part("likelihood", likelihood, likelihoods, likelihood_options, given),
-            posterior=given["posterior"],
+            prior=p,
+            likelihood=likelihoods.Masked(cast(likelihoods.Likelihood, p_x)) if masked else p_x,
+            posterior=q,
         )
     made.config = config
     return made
 
 
+def split_masked(likelihood: str) -> tuple[bool, str]:
+    """Return whether a likelihood's name begins with "masked:", and the name of the one inside."""
+    outer, colon, inner = likelihood.partition(":")
+    if normalised(outer) != "masked":
+        return False, likelihood
+    if not inner:
+        raise ValueError(
+            "expected masked:NAME, such as masked:normal, of the likelihood of what is observed; "
+            f"got {likelihood!r}"
+        )
+    return True, inner
+
+
 def level_options(levels: int, prior: str, likelihood: str, posterior: str) -> dict[str, Options]:
     """Return options of `build` for data that are whole numbers 0, ..., levels - 1.
 
-    The likelihood's total count is levels - 1, the posterior's network sees x / (levels - 1), and
-    pseudo-inputs of a prior live on the data's range: each where the part has that option.
+    The likelihood's total count is levels - 1, or its levels are these, the posterior's network
+    sees x / (levels - 1), and pseudo-inputs of a prior live on the data's range: each where the
+    part has that option.
 
     Args:
         levels: how many values x takes.
@@ -151,7 +179,11 @@ def level_options(levels: int, prior: str, likelihood: str, posterior: str) -> d
     top = levels - 1
     wanted: dict[str, tuple[str, ModuleType, Options]] = {
         "prior": (prior, priors, {"clamp": [0.0, float(top)], "init": [0.05 * top, 0.01 * top]}),
-        "likelihood": (likelihood, likelihoods, {"total_count": top}),
+        "likelihood": (
+            split_masked(likelihood)[1],
+            likelihoods,
+            {"total_count": top, "num_levels": levels},
+        ),
         "posterior": (posterior, posteriors, {"input_scale": 1 / top}),
     }
     options: dict[str, Options] = {}
