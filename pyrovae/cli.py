@@ -36,7 +36,7 @@ def command(function: Callable) -> Callable:
             function(*args, **kwargs)
         except (ValueError, FileNotFoundError) as error:
             _fail(error, 2)
-        except (RuntimeError, OSError, ArithmeticError) as error:
+        except (RuntimeError, OSError, ArithmeticError, ImportError) as error:
             if isinstance(error, typer.Exit):
                 raise
             _fail(error, 1)
@@ -97,7 +97,9 @@ def _options(name: str, pairs: Options) -> dict[str, Any]:
     return parsed
 
 
-def _widths(text: str) -> tuple[int, ...]:
+def _widths(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
         return tuple(int(w) for w in text.split(",") if w.strip())
     except ValueError:
@@ -123,13 +125,19 @@ def _device(name: str | None) -> str | None:
 def train(
     context: typer.Context,
     data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, or a .npy, .npz or .csv file.")
+        str, typer.Option(help="digits, mnist, ..., or a .csv, .parquet, .npy or .npz file.")
     ] = "digits",
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where torchvision's data lie (else $PYROVAE_DATA).")
+        Path | None, typer.Option(help="Where named data sets lie (else $PYROVAE_DATA).")
     ] = None,
     download: Annotated[bool, typer.Option(help="Download the data if they are absent.")] = False,
     binarize: Annotated[str, typer.Option(help="none, threshold, static or dynamic.")] = "none",
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Add noise to levels, for a density of them.")
+    ] = False,
+    standardize: Annotated[
+        bool, typer.Option(help="Standardise the real columns of a table.")
+    ] = True,
     validation: Annotated[
         int | None, typer.Option(help="Rows that validate; 0 trains on all.")
     ] = None,
@@ -143,8 +151,10 @@ def train(
     objective: Annotated[
         str, typer.Option(help="trace-mean-field, trace, manual, ...")
     ] = "trace-mean-field",
-    net: Annotated[str, typer.Option(help="mlp or gated-mlp.")] = "mlp",
-    hidden: Annotated[str, typer.Option(help="Widths of the encoder's layers.")] = "400",
+    net: Annotated[str, typer.Option(help="mlp, gated-mlp, ..., a factory of nets.")] = "mlp",
+    hidden: Annotated[
+        str | None, typer.Option(help="Widths of the encoder's layers (else the net's own).")
+    ] = None,
     latent_dim: Annotated[int, typer.Option(help="Length of z.")] = 10,
     prior_option: Annotated[
         Options, typer.Option(metavar="KEY=VALUE", help="Option of the prior; repeat.")
@@ -178,8 +188,9 @@ def train(
     from pyrovae.training import experiment
 
     result = experiment.train(
-        data=data, data_dir=data_dir, download=download, binarize=binarize, validation=validation,
-        prior=prior, likelihood=likelihood, posterior=posterior, objective=objective, net=net,
+        data=data, data_dir=data_dir, download=download, binarize=binarize,
+        dequantize=dequantize, standardize=standardize, validation=validation, prior=prior,
+        likelihood=likelihood, posterior=posterior, objective=objective, net=net,
         hidden=_widths(hidden), latent_dim=latent_dim,
         prior_options=_options("--prior-option", prior_option),
         likelihood_options=_options("--likelihood-option", likelihood_option),
@@ -205,14 +216,14 @@ def evaluate(
     evidence: Annotated[str, typer.Option(help="iwae, exact, quadrature, ...")] = "iwae",
     num_particles: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
     limit: Annotated[int | None, typer.Option(help="The first so many data alone.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data lie.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print ELBO, KL, reconstruction and log p(x) of a trained run, with standard errors."""
-    from pyrovae.training import experiment
+    from pyrovae.training import evaluation
 
-    figures = experiment.evaluate(
+    figures = evaluation.evaluate(
         run, split=split, evidence=evidence, num_particles=num_particles, limit=limit,
         data_dir=data_dir, seed=seed,
     )  # fmt: skip
@@ -236,7 +247,10 @@ def _print_figures(figures: dict[str, Any]) -> None:
         rows[f"log p(x), by {figures['method']}"] = rows.pop(
             next(label for label, key in rows.items() if key == "log_evidence")
         )
-    print(f"{figures['split']} data, {figures['n']:,}; nats per datum, +- standard error")
+    units = {"unit": ", x in [0, 1]", "original": ", x in original units"}[figures["units"]]
+    if figures["measure"] == "mass":
+        units = ""
+    print(f"{figures['split']} data, {figures['n']:,}; nats per datum, +- standard error{units}")
     for label, key in rows.items():
         error = figures[f"{key}_se"]
         print(f"{label:<42}{figures[key]:>11.3f}" + ("" if error is None else f" +- {error:.3f}"))
@@ -260,6 +274,21 @@ def _print_exact(figures: dict[str, Any]) -> None:
 
 
 @command
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Two runs or more.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare runs by log p(x) of the same data, best first, with paired standard errors.
+
+    Reads what train or evaluate left in each; where those are not alike, says what to evaluate.
+    """
+    from pyrovae.training import comparison
+
+    found = comparison.compare(runs)
+    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
+
+
+@command
 def sample(
     run: Run,
     n: Annotated[int, typer.Option("--n", "-n", help="How many.")] = 60,
@@ -268,11 +297,14 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:
-    """Draw from a trained model: a picture of E[x|z], or with --out FILE.npy the draws x."""
+    """Draw from a trained model: a picture of E[x|z], or with --out FILE.npy the draws x.
+
+    Draws of a table are in its own units, whether it was standardised or not.
+    """
     import numpy as np
 
     from pyrovae import plots
-    from pyrovae.training import load, rundir
+    from pyrovae.training import evaluation, load, rundir
 
     if n < 1:
         raise ValueError(f"expected --n to be a positive whole number; got {n}")
@@ -281,12 +313,12 @@ def sample(
         raise ValueError(f"expected --out to end in .png or .npy; got '{path}'")
     if not path.parent.is_dir() and out is not None:
         raise ValueError(f"expected --out in a folder that exists; there is no '{path.parent}'")
-    vae = load(run)
-    assert vae is not None
     if path.suffix == ".png":
+        vae = load(run)
+        assert vae is not None
         plots.save(plots.samples(vae, n=n, seed=seed), path)
     else:
-        x = vae.sample(n, seed=seed).numpy()
+        x = evaluation.draw(run, n, seed=seed).numpy()
         rundir.write(path, lambda p: np.save(p, x))
     print(path)
 
@@ -295,10 +327,10 @@ def sample(
 def check(
     model: Annotated[str, typer.Argument(metavar="MODULE:MODEL", help="Such as mine:model.")],
     guide: Annotated[str, typer.Argument(metavar="MODULE:GUIDE", help="Such as mine:vae.guide.")],
-    data: Annotated[str, typer.Option(help="digits, ..., or a .npy, .npz or .csv file.")],
+    data: Annotated[str, typer.Option(help="digits, ..., or a .csv, .parquet, .npy, .npz file.")],
     values: Annotated[str, typer.Option(help="unit or levels, of whole-numbered data.")] = "unit",
     binarize: Annotated[str, typer.Option(help="none, threshold, static or dynamic.")] = "none",
-    data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data lie.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:
     """Check a pair of your own: is it valid, and do the estimators of its ELBO agree?

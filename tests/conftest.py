@@ -14,10 +14,20 @@ def _seed():
     torch.manual_seed(0)
 
 
+def _folder_with(inside):
+    folder = os.environ.get("PYROVAE_DATA")
+    if not folder or not (Path(folder) / inside).exists():
+        pytest.skip(f"PYROVAE_DATA names no folder with {inside}")
+    return Path(folder)
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder with MNIST, from PYROVAE_DATA."""
-    folder = os.environ.get("PYROVAE_DATA")
-    if not folder or not (Path(folder) / "MNIST" / "raw").is_dir():
-        pytest.skip("PYROVAE_DATA names no folder with MNIST/raw")
-    return Path(folder)
+    return _folder_with("MNIST/raw")
+
+
+@pytest.fixture(scope="session")
+def frey_dir():
+    """The folder with the Frey faces, from PYROVAE_DATA."""
+    return _folder_with("FreyFaces/freyfaces.npy")

@@ -178,11 +178,11 @@ def write_files(folder):
 
 
 NONSENSE = {
-    "unknown prior": (["--prior", "normall"], "prior to be one of mixture-of-normals"),
-    "unknown likelihood": (["--likelihood", "x"], "likelihood to be one of bernoulli"),
-    "unknown posterior": (["--posterior", "x"], "posterior to be one of full-rank-normal"),
-    "unknown objective": (["--objective", "x"], "objective to be one of manual"),
-    "unknown net": (["--net", "x"], "net to be one of gated-mlp, mlp"),
+    "unknown prior": (["--prior", "normall"], "expected prior to be one of"),
+    "unknown likelihood": (["--likelihood", "x"], "expected likelihood to be one of"),
+    "unknown posterior": (["--posterior", "x"], "expected posterior to be one of"),
+    "unknown objective": (["--objective", "x"], "expected objective to be one of"),
+    "unknown net": (["--net", "x"], "expected net to be one of"),
     "unknown data": (["--data", "minst"], "data to be one of digits"),
     "unknown option": (["--prior-option", "k=1"], "options of prior standard-normal"),
     "no key": (["--prior-option", "k"], "--prior-option key=value; got 'k'"),

@@ -1,4 +1,8 @@
+import hashlib
 import math
+import pickle
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,12 +112,6 @@ def test_mnist(data_dir):
     assert mnist.labels["test"][:3].tolist() == [7, 2, 1]
 
 
-def test_absent_data_sets_say_where_they_were_looked_for(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected fashion-mnist in .*--download"):
-        data.load("fashion_mnist", data_dir=tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_files(tmp_path):
     x = np.arange(60, dtype=np.uint8).reshape(20, 3)
     np.save(tmp_path / "a.npy", x)
@@ -174,7 +172,7 @@ def test_bad_files(tmp_path):
     refused("words.csv", "columns b are no numbers")
     (tmp_path / "empty.csv").write_text("")
     refused("empty.csv", "cannot be read")
-    refused("x.jpeg", "one of digits, mnist, fashion-mnist, or a file .csv, .npy, .npz")
+    refused("x.jpeg", "one of digits, mnist, .*, frey-faces, or a file .csv, .npy, .npz, .parquet")
 
 
 @pytest.mark.parametrize(
@@ -186,8 +184,219 @@ def test_bad_files(tmp_path):
             {"binarize": "static", "values": "levels"},
             "binarised data want a likelihood such as bernoulli",
         ),
+        ({"dequantize": True, "values": "levels"}, "values='unit' and binarize='none' to deq"),
+        ({"dequantize": True, "binarize": "static"}, "values='unit' and binarize='none' to deq"),
+        ({"standardize": True}, r"a table \(N, D\) of real values .* got data shape \(8, 8\)"),
+        ({"dtype": torch.float16}, "dtype to be torch.float32 or torch.float64"),
     ],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         data.load("digits", **options)
+
+
+# Data sets by name, from tiny files in the formats that torchvision reads
+
+
+def images(n, shape=(28, 28), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, size=(n, *shape), dtype=np.uint8)
+
+
+def write_idx(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
+    path.write_bytes(head + array.tobytes())
+
+
+def write_kmnist(root, n=(12, 5)):
+    for name, rows in zip(("train", "t10k"), n, strict=True):
+        folder = root / "KMNIST" / "raw"
+        write_idx(folder / f"{name}-images-idx3-ubyte", images(rows))
+        write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(rows, dtype=np.uint8) % 10)
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["kmnist", "KMNIST", "k_mnist"])
+def test_kmnist(tmp_path, name):
+    write_kmnist(tmp_path)
+    kmnist = data.load(name, data_dir=tmp_path, values="levels")
+    assert (kmnist.name, kmnist.levels, len(kmnist.validation)) == ("kmnist", 256, 2)
+    whole = torch.cat([kmnist.train, kmnist.validation])
+    assert torch.equal(whole, torch.as_tensor(images(12)).float())
+    assert torch.equal(kmnist.test, torch.as_tensor(images(5)).float())
+    assert kmnist.labels["validation"].tolist() == [0, 1]
+    assert data.load(name, data_dir=tmp_path).test.max() <= 1
+
+
+@pytest.mark.parametrize(("name", "split"), [("emnist", "balanced"), ("emnist-letters", "letters")])
+def test_emnist_is_upright(tmp_path, name, split):
+    upright = images(7)
+    for part in ("train", "test"):
+        stem = tmp_path / "EMNIST" / "raw" / f"emnist-{split}-{part}"
+        lying = np.ascontiguousarray(upright.transpose(0, 2, 1))  # as its files have them
+        write_idx(stem.with_name(f"{stem.name}-images-idx3-ubyte"), lying)
+        write_idx(stem.with_name(f"{stem.name}-labels-idx1-ubyte"), np.arange(7, dtype=np.uint8))
+    found = data.load(name, data_dir=tmp_path, values="levels").test
+    assert torch.equal(found, torch.as_tensor(upright).float())
+    assert not torch.equal(found.transpose(1, 2), torch.as_tensor(upright).float())
+
+
+def test_omniglot(tmp_path, monkeypatch):
+    from PIL import Image
+    from torchvision.datasets import Omniglot
+
+    ink = np.random.default_rng(0).random((2, 3, 2, 105, 105)) < 0.1
+    for i, part in enumerate(("images_background", "images_evaluation")):
+        for j, character in enumerate(("b/character02", "a/character01", "b/character01")):
+            folder = tmp_path / "omniglot-py" / part / character
+            folder.mkdir(parents=True)
+            for k in range(2):
+                Image.fromarray(~ink[i, j, k]).save(folder / f"{k}.png")  # black on white
+        archive = tmp_path / "omniglot-py" / f"{part}.zip"
+        archive.write_text(part)
+        monkeypatch.setitem(Omniglot.zips_md5, part, md5(archive))
+    found = data.load("omniglot", data_dir=tmp_path, values="levels", validation=0)
+    assert found.train.shape == found.test.shape == (6, 28, 28)
+    assert found.labels["train"].tolist() == [0, 0, 1, 1, 2, 2]  # a/01, b/01, b/02
+    for i, split in enumerate(("train", "test")):
+        drawings = ink[i, [1, 2, 0]].reshape(6, 105, 105)
+        fine = drawings.repeat(4, 1).repeat(4, 2).reshape(6, 28, 15, 28, 15)  # of 420 x 420
+        expected = 255 * fine.mean((2, 4))
+        assert np.abs(found.split(split).numpy() - expected).max() <= 0.5 + 1e-4
+    archive.write_text("changed")
+    with pytest.raises(FileNotFoundError, match=r"omniglot in .*omniglot-py; it is not there, or"):
+        data.load("omniglot", data_dir=tmp_path)
+
+
+def test_cifar10(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    colours = images(24, (3, 32, 32))
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, md5(folder / name)]
+
+    def batch(name, rows):
+        return write(name, {"data": colours[rows].reshape(-1, 3072), "labels": list(range(4))})
+
+    trained = [batch(f"data_batch_{i + 1}", slice(4 * i, 4 * i + 4)) for i in range(5)]
+    monkeypatch.setattr(CIFAR10, "train_list", trained)
+    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch", slice(20, 24))])
+    name, digest = write("batches.meta", {"label_names": list("abcd")})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": digest})
+    found = data.load("cifar-10", data_dir=tmp_path, values="levels", validation=0)
+    assert found.data_shape == (3, 32, 32) and found.train.is_contiguous()
+    assert torch.equal(found.train, torch.as_tensor(colours[:20]).float())
+    assert torch.equal(found.test, torch.as_tensor(colours[20:]).float())
+    assert found.labels["test"].tolist() == [0, 1, 2, 3]
+    (folder / "test_batch").write_bytes(pickle.dumps("another file"))
+    with pytest.raises(FileNotFoundError, match="cifar-10-batches-py; it is not there, or not wh"):
+        data.load("cifar10", data_dir=tmp_path)
+
+
+def test_svhn(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    known = {}
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}_32x32.mat"
+        savemat(path, {"X": images(6, (32, 32, 3)).transpose(1, 2, 3, 0), "y": [[10]] * 6})
+        known[split] = ["", path.name, md5(path)]
+    monkeypatch.setattr(SVHN, "split_list", known)
+    found = data.load("svhn", data_dir=tmp_path, values="levels")
+    assert torch.equal(found.test, torch.as_tensor(images(6, (32, 32, 3))).movedim(3, 1).float())
+    assert found.labels["test"].tolist() == [0] * 6
+
+
+def test_frey_faces(frey_dir, tmp_path):
+    faces = data.load("frey-faces", data_dir=frey_dir, values="levels")
+    assert {s: len(faces.split(s)) for s in data.SPLITS} == {
+        "train": 1565, "validation": 200, "test": 200,
+    }  # fmt: skip
+    assert (faces.data_shape, faces.levels) == ((28, 20), 256)
+    raw = np.load(frey_dir / "FreyFaces" / "freyfaces.npy")
+    rows = torch.cat([faces.split(s) for s in data.SPLITS]).flatten(1)
+    assert sorted(rows.tolist()) == sorted(raw.reshape(1965, -1).astype(float).tolist())
+    other = data.load("frey-faces", data_dir=frey_dir, seed=1, validation=0)
+    assert len(other.train) == 1765 and not torch.equal(other.test * 255, faces.test)
+    (tmp_path / "FreyFaces").mkdir()
+    np.save(tmp_path / "FreyFaces" / "freyfaces.npy", raw[:5])
+    with pytest.raises(ValueError, match=r"shape \(1965, 28, 20\), uint8, .*got \(5, 28, 20\)"):
+        data.load("frey-faces", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n in data.NAMES if n != "digits"])
+def test_absent_data_sets_say_where_they_were_looked_for(tmp_path, name):
+    with pytest.raises(FileNotFoundError) as caught:
+        data.load(name, data_dir=tmp_path)
+    told = str(caught.value)
+    folder = "FreyFaces" if name == "frey-faces" else data.TORCHVISION[name].folder
+    assert f"expected {name} in {tmp_path / folder}" in told and "--data-dir" in told
+    assert ("--download" in told) == (name != "frey-faces")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_cut_off_is_no_data_set(tmp_path):
+    write_kmnist(tmp_path)
+    path = tmp_path / "KMNIST" / "raw" / "train-images-idx3-ubyte"
+    whole = path.read_bytes()
+    for length in (len(whole) - 1, 10, 2, 0):
+        path.write_bytes(whole[:length])
+        with pytest.raises(FileNotFoundError, match="kmnist in .*not whole"):
+            data.load("kmnist", data_dir=tmp_path)
+
+
+def test_a_download_leaves_whole_files_or_none(tmp_path, monkeypatch):
+    from torchvision.datasets import KMNIST
+
+    def broken(self):
+        write_kmnist(Path(self.root))
+        next(Path(self.root).rglob("t10k-images*")).write_bytes(b"half")
+        raise OSError("the line went dead")
+
+    root = tmp_path / "a" / "b"
+    monkeypatch.setattr(KMNIST, "download", broken)
+    with pytest.raises(RuntimeError, match="kmnist could not be downloaded to .*line went dead"):
+        data.load("kmnist", data_dir=root, download=True)
+    assert not list(tmp_path.iterdir())
+
+    monkeypatch.setattr(KMNIST, "download", lambda self: write_kmnist(Path(self.root)))
+    other = root / "KMNIST" / "raw" / "mine"
+    other.parent.mkdir(parents=True)
+    other.write_text("precious")
+    (other.parent / "train-images-idx3-ubyte").write_bytes(b"half")  # an earlier, broken one
+    assert len(data.load("kmnist", data_dir=root, download=True).test) == 5
+    assert other.read_text() == "precious" and [p.name for p in root.iterdir()] == ["KMNIST"]
+
+    monkeypatch.setattr(KMNIST, "download", broken)  # it is there: nothing is to be downloaded
+    assert len(data.load("kmnist", data_dir=root, download=True).test) == 5
+
+
+def test_load_dequantized():
+    levels, noisy = data.load("digits", values="levels"), data.load("digits", dequantize=True)
+    assert (noisy.levels, noisy.scaled, noisy.dequantized) == (17, True, True)
+    again = data.load("digits", dequantize=True, validation=100)
+    assert torch.equal(noisy.test, again.test)
+    assert noisy.record["sha256"] == again.record["sha256"] != levels.record["sha256"]
+    generator = torch.Generator().manual_seed(0)
+    x, c = noisy.transform((noisy.train, noisy.labels["train"]), generator)
+    assert torch.equal(c, noisy.labels["train"])
+    for found, known in ((x, levels.train), (noisy.test, levels.test)):
+        assert torch.equal((found * 17).floor(), known) and found.max() < 1
+        assert abs((found * 17 - known).mean() - 0.5) < 4.5 / math.sqrt(12 * known.numel())
+    assert not torch.equal(x, noisy.transform(noisy.train, generator))
+    torch.testing.assert_close(noisy.train * 16, levels.train)  # until it is transformed
+
+
+def test_dequantized_levels_stay_below_one():
+    x = torch.full((300_000,), 255.0)  # 255 + u rounds up to 256 for about two of them
+    generator = torch.Generator().manual_seed(3)
+    assert ((x + torch.rand(x.shape, generator=generator)) / 256).max() == 1
+    assert data.dequantize(x, generator.manual_seed(3)).max() < 1

@@ -10,7 +10,7 @@ from pyrovae.data import Data
 from pyrovae.distributions import seeded
 from pyrovae.nets import evaluating
 from pyrovae.pairs import VAE
-from pyrovae.plots.style import COLOURS, INK, new_figure, plain, save
+from pyrovae.plots.style import COLOURS, INK, MISSING, new_figure, plain, save
 from pyrovae.training import History
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def _draw(axes: "Axes", x: Tensor, low: float, high: float) -> None:
     """Draw one datum: an image (H, W) or (C, H, W) with C 1 or 3, anything else as a line."""
     x = x.squeeze(0) if x.dim() == 3 and x.shape[0] == 1 else x
     if x.dim() == 2:
+        axes.set_facecolor(MISSING)
         axes.imshow(x.numpy(), cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
     elif x.dim() == 3 and x.shape[0] == 3:
         axes.imshow(((x - low) / max(high - low, 1e-12)).clamp(0, 1).movedim(0, -1).numpy())
@@ -38,8 +39,9 @@ def _draw(axes: "Axes", x: Tensor, low: float, high: float) -> None:
 def _grid(rows: list[Tensor], names: list[str], title: str) -> "Figure":
     """Draw rows of data, each row named at its left; all on one scale of grey."""
     rows = [r.detach().cpu().float() for r in rows]
-    low = min(float(r.min()) for r in rows)
-    high = max(float(r.max()) for r in rows)
+    values = torch.cat([r.flatten() for r in rows])
+    values = values[~values.isnan()]  # an entry that is missing
+    low, high = float(values.min()), float(values.max())
     columns = max(len(r) for r in rows)
     figure = new_figure(
         0.62 * columns + (0.95 if any(names) else 0.1), 0.62 * len(rows) + 0.4, pad=0.02

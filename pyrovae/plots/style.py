@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 DPI = 150
 INK = "#222222"
+MISSING = "#f3d9c4"  # a pixel that is NaN
 COLOURS = ("#0b5fa5", "#c8553d", "#3a7d44")  # of curves: ELBO, reconstruction, KL
 
 

@@ -1,46 +1,35 @@
 """A whole run: data, pair, training, figures, and the directory that holds them."""
 
+import inspect
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.distributions import constraints
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrovae import data as datasets
 from pyrovae import likelihoods, nets, objectives, posteriors, priors
-from pyrovae.evidence import (
-    Evidence,
-    ExactEvidence,
-    Summary,
-    enumeration,
-    exact,
-    linear_gaussian,
-    quadrature,
-    summarise,
-)
 from pyrovae.objectives import by_objective_name
 from pyrovae.pairs import VAE, build
-from pyrovae.pairs.names import by_name, exported, hyphenated, level_options
+from pyrovae.pairs.names import by_name, exported, hyphenated, level_options, split_masked
 from pyrovae.training import rundir
+from pyrovae.training.evaluation import evaluate as evaluate
+from pyrovae.training.evaluation import load_data as load_data
+from pyrovae.training.evaluation import load_source, record
 from pyrovae.training.history import History
+from pyrovae.training.support import (
+    of_several_kinds,
+    on_the_real_line,
+    refuse_to_dequantize,
+    takes_levels,
+)
 from pyrovae.training.trainer import check_arguments, fit
 
 PARTS = (priors, likelihoods, posteriors, nets)
-METHODS = {
-    "iwae": None,
-    "exact": exact,
-    "quadrature": quadrature,
-    "linear_gaussian": linear_gaussian,
-    "enumeration": enumeration,
-}
-CHUNK = 100  # rows evaluated at once
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class Result:
         vae: the trained pair.
         data: what it was trained on.
         history: of the training.
-        figures: of the test data, see `figures`.
+        figures: of the test data, see `evaluation.figures`.
     """
 
     run: Path
@@ -68,6 +57,8 @@ def train(
     data_dir: Path | None,
     download: bool,
     binarize: str,
+    dequantize: bool,
+    standardize: bool,
     validation: int | None,
     prior: str,
     likelihood: str | None,
@@ -89,7 +80,10 @@ def train(
     """Train by names, and write the run directory: what `pyrovae train` does.
 
     The likelihood, where it is not named, is binomial for the digits and bernoulli for binarised
-    data. The decoder starts at the data's mean.
+    data. The decoder starts at the data's mean. With `standardize`, those columns of a table that
+    may be any real number are standardised on the training rows. Data may have missing entries
+    where the likelihood is a masked one. A prior that is `indexed` is given each datum's index, -1
+    for what is not trained on.
 
     Raises:
         ValueError: a name, an option, a size or data that do not fit; nothing is trained then, and
@@ -98,13 +92,18 @@ def train(
     """
     chosen_objective = by_objective_name(objective)()
     likelihood = likelihood or _default_likelihood(data, binarize)
+    if likelihood and dequantize:
+        refuse_to_dequantize(likelihood)
     if Path(data).is_file():
         data = str(Path(data).resolve())
     source: dict[str, Any] = {
-        "source": data, "values": "levels" if likelihood and _takes_levels(likelihood) else "unit",
-        "binarize": binarize, "validation": validation, "seed": seed,
+        "source": data,
+        "values": "levels" if likelihood and takes_levels(likelihood, binarize) else "unit",
+        "binarize": binarize, "dequantize": dequantize,
+        "missing": likelihood is not None and split_masked(likelihood)[0],
+        "validation": validation, "seed": seed,
     }  # fmt: skip
-    loaded = datasets.load(**source, data_dir=data_dir, download=download)
+    loaded = load_source(source, data_dir, download)
     if likelihood is None:
         names = ", ".join(sorted(hyphenated(name) for name in likelihoods.__all__))
         raise ValueError(
@@ -112,17 +111,20 @@ def train(
             "with --binarize for bernoulli"
         )
     options: dict[str, Any] = {
-        "prior_options": prior_options,
+        "prior_options": {**_exemplar_options(prior, len(loaded.train)), **prior_options},
         "likelihood_options": likelihood_options,
         "posterior_options": posterior_options,
     }
-    if loaded.levels is not None and source["values"] == "levels":
-        defaults = level_options(loaded.levels, prior, likelihood, posterior)
-        options = {key: {**defaults[key], **given} for key, given in options.items()}
+    if source["values"] == "levels":
+        defaults = _range_options(loaded, prior, likelihood, posterior)
+        options = {key: {**defaults.get(key, {}), **given} for key, given in options.items()}
     vae = build(
         data_shape=loaded.data_shape, latent_dim=latent_dim, prior=prior, likelihood=likelihood,
         posterior=posterior, seed=seed, **options, **net,
     )  # fmt: skip
+    if standardize and len(loaded.data_shape) == 1 and loaded.levels is None:
+        columns = on_the_real_line(vae.likelihood).nonzero().flatten().tolist()
+        loaded = datasets.standardize(loaded, columns) if columns else loaded
     vae.likelihood.start_at_mean(loaded.train)
     training = {
         "objective": objective, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
@@ -137,13 +139,17 @@ def train(
     check_arguments(epochs, batch_size, lr)
     path = rundir.next_free("runs", loaded.name) if run is None else run
     say(_headline(loaded, vae, path))
+    train_on, held_out = _indexed(vae, loaded)
     history = fit(
-        vae.model, vae.guide, loaded.train, objective=chosen_objective, epochs=epochs,
+        vae.model, vae.guide, train_on, objective=chosen_objective, epochs=epochs,
         batch_size=batch_size, lr=lr, seed=seed, device=device, transform=loaded.transform,
-        validation=loaded.validation if len(loaded.validation) else None, run=path,
+        validation=held_out if len(loaded.validation) else None, run=path,
     )  # fmt: skip
     rundir.write_json(path / "config.json", config)
-    found = _record(path, vae, loaded, "test", loaded.test, num_particles=100, seed=0)
+    found = record(
+        path, vae, loaded, "test", loaded.test, sha256=loaded.record["sha256"], num_particles=100,
+        seed=0,
+    )  # fmt: skip
     seconds = sum(r["seconds"] or 0.0 for r in history.epochs)
     say(
         f"{len(history)} epochs in {seconds:.1f} s; the weights are those of epoch "
@@ -152,219 +158,50 @@ def train(
     return Result(path, vae, loaded, history, found)
 
 
-def evaluate(
-    run: Path,
-    *,
-    split: str = "test",
-    evidence: str = "iwae",
-    num_particles: int = 1000,
-    limit: int | None = None,
-    data_dir: Path | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measure a trained run on a split of its data: what `pyrovae evaluate` does.
+def _range_options(
+    loaded: datasets.Data, prior: str, likelihood: str, posterior: str
+) -> Mapping[str, Mapping[str, Any]]:
+    """Return options of `build` that suit whole numbers: see `level_options`.
 
-    Writes the figures to `metrics.json` and those of each datum to `evaluation.safetensors`.
-
-    Args:
-        run: the directory.
-        split: train, validation or test.
-        evidence: how log p(x) is found: iwae, or in place of it exact, quadrature, linear-gaussian
-            or enumeration, with the importance estimate and its k-hat beside it.
-        num_particles: importance samples a datum.
-        limit: the first so many data alone.
-        data_dir: where torchvision's data lie, if not where the run found them.
-        seed: of the draws.
-
-    Returns:
-        The figures, see `figures`.
-
-    Raises:
-        ValueError: an argument out of its range, a damaged run, or data that are not the run's.
-        FileNotFoundError: no such run, or its data are not there.
+    Counts of no known maximum are at most what the training data show, as far as the prior and the
+    encoder are concerned; columns of several kinds have no range in common.
     """
-    method = by_name("evidence", evidence, METHODS)
-    if limit is not None and limit < 1:
-        raise ValueError(f"expected limit to be a positive whole number; got {limit}")
-    vae = rundir.load(run)
-    assert vae is not None
-    loaded = load_data(run, data_dir)
-    x = loaded.split(split)[:limit]
-    if loaded.transform is not None and split == "train":
-        x = loaded.transform(x, torch.Generator().manual_seed(seed))
-    return _record(
-        Path(run), vae, loaded, split, x, num_particles=num_particles, seed=seed, method=method
-    )
-
-
-def load_data(run: Path, data_dir: Path | None = None) -> datasets.Data:
-    """Load the data of a run again.
-
-    Raises:
-        ValueError: the run's record is damaged, or the test data are not those of the run.
-        FileNotFoundError: no such run, or its data are not there.
-    """
-    config = rundir.read_config(run)
-    if "source" not in config.get("data", {}) or "sha256" not in config.get("record", {}):
-        raise ValueError(
-            f"expected {run}/config.json to name the data; it does not: the run was made by "
-            "fit(run=...), so use pyrovae.load and evidence.iwae on data of your own"
-        )
-    source = dict(config["data"])
-    loaded = datasets.load(**source | {"data_dir": data_dir or source.get("data_dir")})
-    if loaded.record["sha256"] != config["record"]["sha256"]:
-        raise ValueError(
-            f"expected the data that {run} was trained on; {source['source']} has changed since"
-        )
-    return loaded
-
-
-def figures(summary: Summary, vae: VAE, data: datasets.Data) -> dict[str, Any]:
-    """Return mean figures of a summary.
-
-    Keys: `elbo`, `reconstruction`, `kl` and `log_evidence`, in nats per datum, each with its `_se`
-    (standard deviation over the data / sqrt(n)); `num_particles` is left to the caller;
-    `bits_per_dim` = -log_evidence / (D ln 2) for discrete data, and for a density None with
-    `bits_per_dim_reason`; `n`.
-    """
-    columns = {
-        "elbo": summary.elbo, "reconstruction": summary.reconstruction, "kl": summary.kl,
-        "log_evidence": summary.evidence.log_evidence,
-    }  # fmt: skip
-    found: dict[str, Any] = {}
-    for name, column in columns.items():
-        n = len(column)
-        found[name] = float(column.double().mean())
-        found[f"{name}_se"] = float(column.double().std() / math.sqrt(n)) if n > 1 else None
-    if likelihood_support(vae).is_discrete:
-        dimensions = math.prod(data.data_shape)
-        found["bits_per_dim"] = -found["log_evidence"] / (dimensions * math.log(2))
-    else:
-        found["bits_per_dim"] = None
-        found["bits_per_dim_reason"] = (
-            f"{type(vae.likelihood).__name__} is a density, and the data are not dequantised: a "
-            "density at lattice points bounds no number of bits"
-        )
-    return found | {"n": len(summary.elbo)}
-
-
-def likelihood_support(vae: VAE) -> constraints.Constraint:
-    """Return the support of one element of x."""
-    like = next(vae.parameters())
-    z = torch.zeros(1, vae.likelihood.latent_dim, dtype=like.dtype, device=like.device)
-    support = vae.decode(z).support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
-
-
-def _record(
-    run: Path,
-    vae: VAE,
-    data: datasets.Data,
-    split: str,
-    x: Tensor,
-    *,
-    num_particles: int,
-    seed: int,
-    method: Callable[..., ExactEvidence] | None = None,
-) -> dict[str, Any]:
-    """Evaluate, and write what was found."""
-    parts, exactly = [], []
-    chunks = x.split(CHUNK)
-    bar = tqdm(chunks, unit_scale=CHUNK, unit="data", disable=None, leave=False)
-    for i, rows in enumerate(bar):
-        noise = seed * len(chunks) + i  # of each chunk its own, or their errors would add up
-        if method is not None:  # first: it may refuse
-            exactly.append(method(vae.model, vae.guide, rows))
-        parts.append(
-            summarise(
-                vae.model, vae.guide, rows,
-                num_particles=num_particles, seed=noise, with_khat=method is not None,
-            )
-        )  # fmt: skip
-    summary = _joined(parts)
-    found = {"split": split} | figures(summary, vae, data)
-    found |= {"num_particles": num_particles, "seed": seed}
-    each = {
-        "elbo": summary.elbo,
-        "reconstruction": summary.reconstruction,
-        "kl": summary.kl,
-        "log_evidence": summary.evidence.log_evidence,
-        "standard_error": summary.evidence.standard_error,
-        "effective_sample_size": summary.evidence.effective_sample_size,
-    }
-    if exactly:
-        each |= _beside(summary, exactly)
-        found |= _compared(found, each, exactly[0].method)
-    rundir.write_tensors(run / "evaluation.safetensors", each)
-    rundir.write_json(run / "metrics.json", found)
+    if loaded.levels is not None:
+        return level_options(loaded.levels, prior, likelihood, posterior)
+    if of_several_kinds(likelihood):
+        return {}
+    top = max(1, int(loaded.train.nan_to_num(nan=0.0).max()))
+    found = dict(level_options(top + 1, prior, likelihood, posterior))
+    del found["likelihood_options"]
     return found
 
 
-def _beside(summary: Summary, exactly: list[ExactEvidence]) -> dict[str, Tensor]:
-    """Put exact evidence first, and the importance estimate beside it."""
-    assert summary.khat is not None
-    return {
-        "log_evidence": torch.cat([e.log_evidence for e in exactly]).cpu(),
-        "error": torch.cat([e.error for e in exactly]).cpu(),
-        "importance_log_evidence": summary.evidence.log_evidence,
-        "khat": summary.khat,
-    }
+def _exemplar_options(prior: str, n: int) -> dict[str, Any]:
+    """Return options for a prior made of training data: of n it has no more than n."""
+    takes = inspect.signature(by_name("prior", prior, exported(priors))).parameters
+    default = takes["num_exemplars"].default if "num_exemplars" in takes else None
+    return {"num_exemplars": min(default, n)} if isinstance(default, int) else {}
 
 
-def _compared(found: Mapping[str, Any], each: Mapping[str, Tensor], method: str) -> dict[str, Any]:
-    """Return the figures of exact evidence, and how the importance estimate compares.
+def _indexed(vae: VAE, loaded: datasets.Data) -> tuple[Any, Any]:
+    """Return the training and the validation data as `fit` takes them, with the index if need be.
 
-    The estimate is unbiased with a standard error to trust where k-hat < 0.5; elsewhere it is a
-    lower bound. `importance_z` is the largest |difference| in standard errors where k-hat < 0.5,
-    `importance_excess_z` the largest excess over the exact value elsewhere.
+    A prior made of training data, which it takes by `set_exemplars`, sees them as the model does.
     """
-    log_p = each["log_evidence"]
-    n = len(log_p)
-    estimate = each["importance_log_evidence"].double()
-    z = (estimate - log_p) / each["standard_error"].double().clamp(min=1e-9)
-    trusted = each["khat"] < 0.5
-    new = {
-        "method": method,
-        "log_evidence": float(log_p.mean()),
-        "log_evidence_se": float(log_p.std() / math.sqrt(n)) if n > 1 else None,
-        "log_evidence_error": float(each["error"].max()),
-        "importance_log_evidence": float(estimate.mean()),
-        "khat_below_half": int(trusted.sum()),
-        "importance_z": float(z[trusted].abs().max()) if bool(trusted.any()) else None,
-        "importance_excess_z": float(z[~trusted].max()) if bool((~trusted).any()) else None,
-    }
-    if found["bits_per_dim"] is not None:
-        new["bits_per_dim"] = found["bits_per_dim"] * new["log_evidence"] / found["log_evidence"]
-    return new
-
-
-def _joined(parts: list[Summary]) -> Summary:
-    def cat(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat(list(tensors)).cpu()
-
-    names = [field.name for field in fields(Evidence)]
-    return Summary(
-        reconstruction=cat(p.reconstruction for p in parts),
-        kl=cat(p.kl for p in parts),
-        elbo=cat(p.elbo for p in parts),
-        evidence=Evidence(**{n: cat(getattr(p.evidence, n) for p in parts) for n in names}),
-        khat=None if parts[0].khat is None else cat(p.khat for p in parts if p.khat is not None),
-    )
+    x, held_out = loaded.train, loaded.validation
+    if hasattr(vae.prior, "set_exemplars"):
+        generator = torch.Generator().manual_seed(0)
+        seen: Tensor = x if loaded.transform is None else loaded.transform(x, generator)
+        vae.prior.set_exemplars(seen)
+    if not getattr(vae.prior, "indexed", False):
+        return x, held_out
+    return (x, torch.arange(len(x))), (held_out, torch.full((len(held_out),), -1))
 
 
 def _default_likelihood(data: str, binarize: str) -> str | None:
     if binarize != "none":
         return "bernoulli"
     return "binomial" if data.lower() == "digits" else None
-
-
-def _takes_levels(likelihood: str) -> bool:
-    """Is the likelihood's support whole numbers beyond 0 and 1?"""
-    part = by_name("likelihood", likelihood, exported(likelihoods))(latent_dim=1, data_shape=(1,))
-    support = part(torch.zeros(1)).support.base_constraint
-    return support.is_discrete and support is not constraints.boolean
 
 
 def _headline(data: datasets.Data, vae: VAE, path: Path) -> str:
@@ -384,7 +221,7 @@ def describe() -> str:
         lines.append(f"{torch.cuda.device_count()} CUDA devices")
     choices = {module.__name__.split(".")[-1]: module.__all__ for module in PARTS}
     choices |= {"objectives": [*objectives.PYRO_ELBOS, *objectives.__all__]}
-    choices |= {"data": ["digits", *datasets.TORCHVISION, "a .npy, .npz or .csv file"]}
+    choices |= {"data": [*datasets.NAMES, f"a file {', '.join(datasets.FILES)}"]}
     for name, found in choices.items():
         lines.append(f"{name:<12}{', '.join(hyphenated(n) for n in found)}")
     return "\n".join(lines)
