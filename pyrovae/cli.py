@@ -376,8 +376,16 @@ def info(
     run: Annotated[
         Path | None, typer.Argument(metavar="[RUN]", help="A directory that train made.")
     ] = None,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Every part, with its formula and paper.")
+    ] = False,
 ) -> None:
     """Say what a run is made of; without one, the parts by name and the versions."""
-    from pyrovae.training import experiment
+    from pyrovae.training import catalogue, experiment
 
-    print(experiment.describe() if run is None else experiment.describe_run(run))
+    if parts and run is not None:
+        raise ValueError(f"expected either --parts or a run; got both, --parts and {run}")
+    if parts:
+        print(catalogue.describe_parts())
+    else:
+        print(experiment.describe() if run is None else experiment.describe_run(run))

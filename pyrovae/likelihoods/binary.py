@@ -13,7 +13,8 @@ from pyrovae.nets import NetFactory, Shape, mlp
 class Bernoulli(Likelihood):
     """p(x|z) = prod_i p_i^x_i (1 - p_i)^(1 - x_i), x in {0, 1}; the network gives logits of p.
 
-    Grey pixels are off its support, and refused. Arguments: see `Likelihood`.
+    Kingma & Welling (2014), appendix C.1. Grey pixels are off its support, and refused. Arguments:
+    see `Likelihood`.
 
     Example:
         >>> likelihood = Bernoulli(latent_dim=2, data_shape=(3,))
@@ -55,8 +56,8 @@ class ContinuousBernoulli(Likelihood):
 class Binomial(Likelihood):
     """p(x|z) = prod_i (n over x_i) p_i^x_i (1 - p_i)^(n - x_i), x in {0, ..., n}.
 
-    The exact support of counts with a known maximum: scikit-learn's 8x8 digits count the ink of
-    4x4 blocks, n = 16. The network gives logits of p.
+    McCullagh & Nelder (1989), chapter 4. The exact support of counts with a known maximum:
+    scikit-learn's 8x8 digits count the ink of 4x4 blocks, n = 16. The network gives logits of p.
 
     Args:
         latent_dim: length of z.

@@ -135,7 +135,7 @@ def gated(a: Tensor) -> Tensor:
 class PixelCNN(Likelihood):
     """p(x|z) = prod_i p(x_i | x_1, ..., x_(i-1), z), x_i in {0, ..., L - 1}, in raster order.
 
-    van den Oord et al. (2016); in a VAE, Gulrajani et al. (2017). The logits of a pixel are
+    van den Oord et al. (2016); Gulrajani et al. (2017) put it in a VAE. The logits of a pixel are
     l_i(z) + f_i(x_<i, s(z)): the network gives l, those of independent pixels, and maps s, and
     `GatedStacks` is f. A pixel depends on z and, in reach of the stacks, on the pixels before it;
     the three channels of a colour follow one another. Where the stacks see far, z is left unused:

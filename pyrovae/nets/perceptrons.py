@@ -54,6 +54,8 @@ def mlp(
 ) -> NetFactory:
     """Return a factory of multilayer perceptrons: h = activation(W h + b), then a linear output.
 
+    Rumelhart et al. (1986).
+
     Args:
         hidden: width of each hidden layer; empty for a linear map.
         activation: a key of `ACTIVATIONS`.

@@ -57,7 +57,8 @@ class Grouped(Posterior):
 class OneHotCategorical(Grouped):
     """q(z|x) = prod_g Cat(z_g; pi_g(x)), each z_g one-hot.
 
-    Draws carry no gradient: Trace_ELBO gives score-function gradients, which vary much; with
+    Draws carry no gradient: Trace_ELBO gives score-function gradients, which vary much (Mnih &
+    Gregor (2014) on how to tame them); with
     `pyro.infer.config_enumerate(vae.guide)` TraceEnum_ELBO sums over all categories^groups values.
     Arguments and errors: see `Grouped`.
 
@@ -131,7 +132,7 @@ class GumbelSoftmax(Grouped):
 class Categorical(Posterior):
     """q(z|x) = prod_i Cat(z_i; pi_i(x)), z_i in {0, ..., L - 1}.
 
-    z is floats; draws carry no gradient, as those of `OneHotCategorical`.
+    Mnih & Gregor (2014). z is floats; draws carry no gradient, as those of `OneHotCategorical`.
 
     Args:
         data_shape: shape of one datum.

@@ -93,7 +93,8 @@ class GumbelSoftmax(_Logits):
 class Categorical(_Logits):
     """p(z) = prod_i Cat(z_i; pi_i), z_i in {0, ..., L - 1}.
 
-    All levels are equally likely, unless pi is learnt. z is floats. It ignores context.
+    Discrete codes, as in van den Oord et al. (2017). All levels are equally likely, unless pi is
+    learnt. z is floats. It ignores context.
 
     Args:
         latent_dim: length of z.

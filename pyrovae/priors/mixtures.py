@@ -15,7 +15,8 @@ from pyrovae.priors.base import Prior, check_components
 class MixtureOfNormals(Prior):
     """p(z) = sum_k w_k N(z; m_k, diag(s_k^2)), with weights, means and scales learnt.
 
-    The means start as draws of N(0, I), the scales at 1, the weights equal. It ignores context.
+    Tomczak & Welling (2018), section 2. The means start as draws of N(0, I), the scales at 1, the
+    weights equal. It ignores context.
 
     Args:
         latent_dim: length of z.

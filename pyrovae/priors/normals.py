@@ -54,8 +54,9 @@ class LocationScale(Prior):
 class LearnedNormal(LocationScale):
     """p(z) = N(m, diag s^2), with m and s learnt.
 
-    With a decoder whose first layer is linear it is the standard normal in other coordinates; with
-    a decoder that is fixed, shared or regularised it is not. Arguments: see `LocationScale`.
+    Hoffman & Johnson (2016): such a prior moves to the aggregate posterior. With a decoder whose
+    first layer is linear it is the standard normal in other coordinates; with a decoder that is
+    fixed, shared or regularised it is not. Arguments: see `LocationScale`.
     """
 
     def distribution(self, *c: Tensor) -> TorchDistribution:

@@ -272,7 +272,7 @@ def bounds(work: Work) -> Iterator[Row]:
 
 def _exact(work: Work, size: int) -> Any:
     """Return the exact evidence for `size` latent dimensions, or None where it is not cheap."""
-    few = size <= 2 and work.x[0].numel() <= EVIDENCE_NUMBERS
+    few = (size <= 2 or work.discrete) and work.x[0].numel() <= EVIDENCE_NUMBERS
     if any(s["mask"] is not None for side in work.run() for s in side.values()):
         return None  # a latent that is masked out has no density to integrate
     try:

@@ -110,7 +110,9 @@ def inverse(univariate, standard):
             u = np.zeros(LATENT)
             for _ in range(LATENT):
                 maps = autoregressive(univariate, lazy, u, h)
-                u = np.array([root(lambda v, f=f: f(v)[0], t) for f, t in zip(maps, z, strict=True)])
+                u = np.array(
+                    [root(lambda v, f=f: f(v)[0], t) for f, t in zip(maps, z, strict=True)]
+                )
             log_det += sum(f(v)[1] for f, v in zip(maps, u, strict=True))
             z = u
         mean, sd = (0, 1) if standard else (loc, scale)
