@@ -100,7 +100,7 @@ def test_build_and_state():
     [
         ({"num_exemplars": 0}, "num_exemplars to be a positive"),
         ({"num_neighbors": 0}, "num_neighbors to be a positive"),
-        ({"latent_dim": 3}, r"posterior over R\^3"),
+        ({"latent_dim": 3}, "a posterior of latent_dim 3; got one of 2"),
     ],
 )
 def test_bad_arguments(options, message):

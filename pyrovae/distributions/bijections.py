@@ -163,7 +163,7 @@ class Sylvester(Bijection):
         m, d = vectors.shape[-2:]
         v = unit(vectors)
         eye = torch.eye(m, d, dtype=v.dtype, device=v.device)
-        # H_1 ... H_M = I - V' W V, V's rows the unit vectors and W^-1 = I/2 + V V' above the diagonal
+        # H_1 ... H_M = I - V' W V, V's rows the unit vectors, W^-1 = I/2 + V V' above its diagonal
         w = torch.linalg.solve_triangular(
             (v @ v.mT).triu(1) + 0.5 * eye[:, :m], v[..., :m], upper=True
         )

@@ -13,9 +13,10 @@ class MixtureOfNormals(Posterior):
     """q(z|x) = sum_k w_k(x) N(z; m_k(x), diag(s_k(x)^2)), with pathwise gradients.
 
     Figurnov et al. (2018), Graves (2016): draws are differentiated through their distribution
-    functions, weights included, so no score function enters. The KL is sampled. The network gives
-    (m, log s^2, logit of w); a random constant is added to each m_k, or all components would start
-    as one.
+    functions, weights included, so no score function enters; these gradients vary much where
+    components stand some ten standard deviations apart. The KL is sampled. The network gives (m,
+    log s^2, logit of w); a random constant is added to each m_k, or all components would start as
+    one.
 
     Args:
         data_shape: shape of one datum.

@@ -35,8 +35,8 @@ class MeanFieldNormal(Posterior):
 class FullRankNormal(Posterior):
     """q(z|x) = N(mu(x), L(x) L(x)'), L lower triangular with a positive diagonal.
 
-    Kingma & Welling (2019), section 2.5.1. The network gives mu, the logarithms of L's diagonal, and
-    the entries below it, row by row.
+    Kingma & Welling (2019), section 2.5.1. The network gives mu, the logarithms of L's diagonal,
+    and the entries below it, row by row.
     Arguments: see `Posterior`.
 
     Example:

@@ -1,6 +1,7 @@
 """What every prior is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -52,6 +53,43 @@ class Prior(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Return what `repr` shows of the prior itself."""
         return f"latent_dim={self.latent_dim}"
+
+
+class OfPosterior(Prior):
+    """A prior made of the posterior q(z|x) of its VAE, which it holds by reference.
+
+    The posterior's parameters belong to the VAE, not to this module's state dict.
+
+    Args:
+        latent_dim: length of z.
+        posterior: the part q(z|x) that the VAE uses; it takes no context.
+
+    Raises:
+        ValueError: the latent dimensions differ, or the posterior takes context.
+    """
+
+    def __init__(self, latent_dim: int, posterior: nn.Module) -> None:
+        super().__init__(latent_dim)
+        if posterior.event_shape != (latent_dim,):
+            raise ValueError(
+                f"expected a posterior of latent_dim {latent_dim}; got one of "
+                f"{posterior.event_shape[0]}"  # type: ignore[index]
+            )
+        if getattr(posterior, "context_dim", 0):
+            raise ValueError(
+                f"{type(self).__name__} expected a posterior that takes no context; got "
+                f"{type(posterior).__name__} with context_dim={posterior.context_dim}"
+            )
+        self._posterior = (posterior,)  # in a tuple, so that it is no submodule
+
+    def posterior_of(self, x: Tensor) -> TorchDistribution:
+        """Return q(z | x)."""
+        return self._posterior[0](x)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "OfPosterior":
+        # `.to(device, dtype)` moves all that the prior computes with.
+        self._posterior[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
 
 def check_components(number: int) -> None:

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyrovae.priors.base import Prior
+from pyrovae.priors.base import OfPosterior
 
 
-class ExemplarPrior(Prior):
+class ExemplarPrior(OfPosterior):
     """p(z) = (1/N) sum_n N(z; mu(x_n), s^2 I), about the posterior's means at training points.
 
     Norouzi et al. (2020), eqs. 4 to 9. Training leaves the datum itself out: its index among the
@@ -48,26 +49,18 @@ class ExemplarPrior(Prior):
         num_exemplars: int = 5000,
         num_neighbors: int = 10,
     ) -> None:
-        super().__init__(latent_dim)
+        super().__init__(latent_dim, posterior)
         for name, number in (("exemplars", num_exemplars), ("neighbors", num_neighbors)):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"expected num_{name} to be a positive whole number; got {number}")
-        if posterior.event_shape != (latent_dim,) or getattr(posterior, "space", "") != "real":
+        shape = posterior.data_shape
+        if getattr(posterior, "space", "") != "real" or not self._has_mean(shape):
             raise ValueError(
-                f"ExemplarPrior expected a posterior over R^{latent_dim}, such as MeanFieldNormal; "
-                f"got {type(posterior).__name__} of event shape {posterior.event_shape}"
+                "ExemplarPrior expected a posterior over R^d whose mean is known, such as "
+                f"MeanFieldNormal; got {type(posterior).__name__}"
             )
-        try:
-            posterior(torch.zeros(1, *posterior.data_shape)).mean  # type: ignore[misc]  # noqa: B018
-        except NotImplementedError:
-            raise ValueError(
-                "ExemplarPrior expected a posterior whose mean is known; got "
-                f"{type(posterior).__name__}, which has none"
-            ) from None
-        self._posterior = (posterior,)  # in a tuple, so that it is no submodule
         self.num_neighbors = num_neighbors
         self.log_scale = nn.Parameter(torch.zeros(()))
-        shape = posterior.data_shape
         n = num_exemplars if exemplars is None else len(exemplars)
         self.register_buffer("exemplars", torch.zeros(n, *shape))  # type: ignore[misc]
         self.register_buffer("rows", torch.full((n,), -1))
@@ -117,7 +110,15 @@ class ExemplarPrior(Prior):
         return Exemplars(self._last_means(), scale, own, self.num_neighbors, self._encoded_again)
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self._posterior[0](x).mean
+        return self.posterior_of(x).mean
+
+    def _has_mean(self, shape: Any) -> bool:
+        like = next(self._posterior[0].parameters())
+        try:
+            self._encode(like.new_zeros(1, *shape))
+        except NotImplementedError:
+            return False
+        return True
 
     def _last_means(self) -> Tensor:
         if self._means is None or self._means.dtype != self.log_scale.dtype:
@@ -133,10 +134,9 @@ class ExemplarPrior(Prior):
         return means[inverse]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "ExemplarPrior":
-        # `.to(device, dtype)` moves all that the prior computes with.
-        self._posterior[0]._apply(fn, recurse)
         self._means = None
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
 
 class Exemplars(TorchDistribution):

@@ -1,6 +1,6 @@
 """Mixtures: with parameters of their own, or of the posterior at pseudo-inputs."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro import distributions as dist
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from pyrovae import distributions
-from pyrovae.priors.base import Prior, check_components
+from pyrovae.priors.base import OfPosterior, Prior, check_components
 
 
 class MixtureOfNormals(Prior):
@@ -38,14 +38,13 @@ class MixtureOfNormals(Prior):
         return distributions.MixtureOfNormals(self.loc, self.log_scale.exp(), self.logits)
 
 
-class VampPrior(Prior):
+class VampPrior(OfPosterior):
     """p(z) = (1/K) sum_k q(z | u_k): the posterior's mixture over K learnt pseudo-inputs u_k.
 
     Tomczak & Welling (2018), eq. 9. The posterior may be any that scores a given z and takes no
     context; z lives where the posterior's does. Normals and their mixtures are scored by matrix
     products; of others q(z | u_k) is computed for all k, much work where it is a flow that is slow
-    to invert. The posterior is held by reference: its parameters belong to the VAE, not to this
-    module's state dict. It ignores context.
+    to invert. The posterior is held by reference: see `OfPosterior`. It ignores context.
 
     Args:
         latent_dim: length of z.
@@ -67,22 +66,11 @@ class VampPrior(Prior):
         init: tuple[float, float] = (0.05, 0.01),
         clamp: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
-        super().__init__(latent_dim)
+        super().__init__(latent_dim, posterior)
         check_components(num_components)
         if clamp is not None and not clamp[0] < clamp[1]:
             raise ValueError(f"expected clamp=(low, high) with low < high; got {clamp}")
-        if posterior.event_shape != (latent_dim,):
-            raise ValueError(
-                f"expected a posterior of latent_dim {latent_dim}; got one of "
-                f"{posterior.event_shape[0]}"  # type: ignore[index]
-            )
-        if getattr(posterior, "context_dim", 0):
-            raise ValueError(
-                "VampPrior expected a posterior that takes no context, as pseudo-inputs have none; "
-                f"got {type(posterior).__name__} with context_dim={posterior.context_dim}"
-            )
         self.space = getattr(posterior, "space", self.space)
-        self._posterior = (posterior,)  # in a tuple, so that it is no submodule
         self.clamp = clamp
         if len(init) != 2:
             raise ValueError(f"expected init=(mean, standard deviation); got {init}")
@@ -94,7 +82,7 @@ class VampPrior(Prior):
     def distribution(self, *c: Tensor) -> TorchDistribution:
         """Return the mixture of q(z | u_k)."""
         u = self.pseudo_inputs if self.clamp is None else self.pseudo_inputs.clamp(*self.clamp)
-        q = self._posterior[0](u)
+        q: Any = self.posterior_of(u)
         zeros = u.new_zeros(len(u))
         if isinstance(q, MultivariateNormal | LowRankMultivariateNormal):
             return distributions.MixtureOfNormals(q.loc, q.scale_tril, zeros)
@@ -104,8 +92,3 @@ class VampPrior(Prior):
             loc, scale = q.loc.flatten(0, 1), q.scale.flatten(0, 1)
             return distributions.MixtureOfNormals(loc, scale, q.logits.log_softmax(-1).flatten())
         return dist.MixtureSameFamily(dist.Categorical(logits=zeros), q)
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> "VampPrior":
-        # `.to(device, dtype)` moves all that the prior computes with.
-        self._posterior[0]._apply(fn, recurse)
-        return super()._apply(fn, recurse)

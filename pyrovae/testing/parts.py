@@ -72,7 +72,7 @@ def _checked(law: str, function: Callable[[], str]) -> Row:
 def _laws(
     part: nn.Module, inputs: tuple[Tensor, ...], scored: Tensor | None
 ) -> Iterator[tuple[str, Callable[[], str]]]:
-    n = len(inputs[0]) if inputs else 4
+    n = len(inputs[0]) if inputs else 5  # odd: no draws of two categories balance
     batch = (n,) if inputs else ()
 
     def value() -> Tensor:

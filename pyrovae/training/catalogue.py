@@ -41,7 +41,7 @@ class Entry:
     @property
     def row(self) -> str:
         """The row of README's table."""
-        formula = self.formula.replace("|", "\\|")
+        formula = self.formula.replace("|", "\\|").replace("`", "")
         return f"| `{self.name}` | `{formula}` | {'; '.join(self.papers)} |"
 
     def __str__(self) -> str:
