@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from pyrovae import VAE, data, evidence, fit, likelihoods, nets, posteriors, priors
 from pyrovae.cli import app
 from pyrovae.optimise import cosine
+from pyrovae.training.comparison import compare
 
 pytestmark = pytest.mark.slow
 
@@ -49,3 +50,17 @@ def test_a_linear_pair_reaches_ppca(data_dir, q, train, test):
         elbo, error = found.elbo.mean().item(), found.elbo.std().item() / len(x) ** 0.5
         print(f"q={q} {name}: ELBO {elbo:.4f} +- {error:.4f}, pPCA {exact}")
         assert abs(elbo - exact) <= 1.0
+
+
+def test_priors_on_mnist_compared(data_dir, tmp_path, monkeypatch):
+    """The table in README: VampPrior beats the standard normal by more than 3 paired errors."""
+    monkeypatch.chdir(tmp_path)
+    names = ("standard-normal", "mixture-of-normals", "vamp-prior", "flow-prior")
+    for prior in names:
+        words = [*MNIST.split(), "--data-dir", data_dir, "--prior", prior, "--run", prior]
+        for command in (words, ["evaluate", prior, "--num-particles", 1000]):
+            result = CliRunner().invoke(app, [str(w) for w in command])
+            assert result.exit_code == 0, result.output
+    print(compare(names))
+    best, other = compare(["standard-normal", "vamp-prior"]).rows
+    assert best.run == "vamp-prior" and other.difference < -3 * other.difference_se

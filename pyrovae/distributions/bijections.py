@@ -85,7 +85,7 @@ class Affine(Bijection):
 class Householder(Bijection):
     """z = H_T ... H_1 u, H_t = I - 2 v_t v_t' / |v_t|^2: an orthogonal map.
 
-    Tomczak & Welling (2016), eq. 10. Where v_t = 0 the first axis stands in.
+    Tomczak & Welling (2016). Where v_t = 0 the first axis stands in.
 
     Args:
         vectors: v_1, ..., v_T (..., T, d).
@@ -146,7 +146,7 @@ _SHIFT = math.log(math.expm1(1 - MIN_SLOPE))  # softplus of it is 1 - MIN_SLOPE
 class Sylvester(Bijection):
     """z = u + Q R tanh(S Q'u + b), R and S upper triangular, Q's columns orthonormal.
 
-    van den Berg et al. (2018), eq. 13; Q is made of reflections, as in their Householder flows.
+    van den Berg et al. (2018); Q is made of reflections, as in their Householder Sylvester flows.
     The diagonals of R and S are taken through tanh, as in the authors' code, so that r_ii s_ii is
     above -1 (by MIN_SLOPE, here) and the map can be inverted: what is orthogonal to Q stays, and
     y = Q'u solves Q'z = y + R tanh(S y + b) from the last entry to the first, each an equation of

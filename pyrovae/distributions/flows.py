@@ -17,10 +17,11 @@ class NormalFlow(TorchDistribution):
     """The law of z = f(u), u ~ N(loc, diag(scale^2)): log p(z) = log N(u) - log |det df/du|.
 
     Rezende & Mohamed (2015), eq. 5. Any z can be scored, by u = f^-1(z). The z that this object
-    drew last is scored by the u it was drawn from, with no inversion; both have the same gradients,
-    the one through z among them. That holds for the very tensor, and only as long as neither it nor
-    any tensor that f depends on has changed (by torch's count of changes in place, which writes
-    through `.data` escape). Mean and variance are not known.
+    drew last is scored by the u it was drawn from, with no inversion, and the gradient is the same
+    for all that z was drawn from, the path through z included; for d/dz at a z on such a path,
+    score a copy of it. That holds for the very tensor, and only as long as neither it nor any
+    tensor that f depends on has changed (by torch's count of changes in place, which writes through
+    `.data` escape). Mean and variance are not known.
 
     Args:
         loc: (..., d).
@@ -67,11 +68,9 @@ class NormalFlow(TorchDistribution):
         """Return log N(u; loc, scale) - log |det df/du| at f(u) = value."""
         if self._validate_args:
             self._validate_sample(value)
-        if self._drawn:
-            z, log_p, with_gradient, versions = self._drawn
-            gradient = torch.is_grad_enabled()
-            if value is z and with_gradient >= gradient and _same(versions, self._versions(z)):
-                return log_p if gradient else log_p.detach()
+        known = self._known(value)
+        if known is not None:
+            return known
         batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         u, log_det = self.bijection.inverse(value.expand(*batch, -1))
         return self._base().log_prob(u) - log_det
@@ -85,6 +84,19 @@ class NormalFlow(TorchDistribution):
 
     def _base(self) -> TorchDistribution:
         return diagonal_normal(self.loc, self.scale)
+
+    def _known(self, value: Tensor) -> Tensor | None:
+        """Return what was computed when `value` was drawn, if that still holds."""
+        if self._drawn is None:
+            return None
+        z, log_p, with_gradient, versions = self._drawn
+        gradient = torch.is_grad_enabled()
+        wanted = gradient and value.requires_grad and value.is_leaf  # d/dz, which log_p has not
+        if value is not z or gradient > with_gradient or wanted:
+            return None
+        if not _same(versions, self._versions(z)):
+            return None
+        return log_p if gradient else log_p.detach()
 
     def _versions(self, z: Tensor) -> list[tuple[Tensor, int]] | None:
         """Return z and what it depends on, with torch's counts of their changes in place."""

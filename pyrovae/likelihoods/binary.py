@@ -6,6 +6,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae import distributions
+from pyrovae.distributions.special import bisect
 from pyrovae.likelihoods.base import Likelihood, logit
 from pyrovae.nets import NetFactory, Shape, mlp
 
@@ -44,13 +45,8 @@ class ContinuousBernoulli(Likelihood):
 
     def params_of_data(self, x: Tensor) -> Tensor:
         """Return the logits l in [-15, 15] with 1 / (1 - exp(-l)) - 1 / l = mean, by bisection."""
-        mean = x.mean(0)
-        low, high = torch.full_like(mean, -15.0), torch.full_like(mean, 15.0)
-        for _ in range(60):
-            middle = (low + high) / 2
-            below = dist.ContinuousBernoulli(logits=middle).mean < mean
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+        ends = torch.full_like(x[0], 15.0)
+        return bisect(lambda t: dist.ContinuousBernoulli(logits=t).mean, x.mean(0), -ends, ends)
 
 
 class Binomial(Likelihood):

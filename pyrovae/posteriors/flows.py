@@ -157,10 +157,10 @@ class Sylvester(Flow):
 class FlowPosterior(Posterior):
     """q(z|x) = N(u; mu(x), diag(sigma(x)^2)) / |det df/du|, z = f(u; x), f a normalising flow.
 
-    Rezende & Mohamed (2015), Tomczak & Welling (2016), Kingma et al. (2016), van den Berg et al.
-    (2018) or Durkan et al. (2019), by the flow. Draws are one pass and carry gradients; any z can
-    be scored, one that is no draw of the same object by inversion. The KL is sampled; mean and
-    variance are not known. `InverseAutoregressive` and `NeuralSpline` need zuko: pip install
+    By the flow: Rezende & Mohamed (2015), Tomczak & Welling (2016), Kingma et al. (2016),
+    van den Berg et al. (2018) or Durkan et al. (2019). Draws are one pass and carry gradients; any
+    z can be scored, one that is no draw of the same object by inversion. The KL is sampled; mean
+    and variance are not known. `InverseAutoregressive` and `NeuralSpline` need zuko: pip install
     'pyrovae[flows]'.
 
     Args:
