@@ -9,7 +9,7 @@ import torch
 from test_importance import linear_gaussian
 
 from pyrovae import build, diagnostics
-from pyrovae.diagnostics import calibration
+from pyrovae.diagnostics import calibration, ranks
 from pyrovae.plots import calibrating
 
 N_01 = dist.Normal(0.0, 1.0)
@@ -96,13 +96,13 @@ def test_false_alarms_come_at_the_stated_rate():
 
 def test_ranks_by_hand():
     values = torch.tensor([[2.0, 1.0, 9.0], [1.0, 3.0, 0.0], [3.0, 2.0, 5.0], [0.0, 7.0, 8.0]])
-    assert diagnostics._rank(values).tolist() == [2, 0, 3]
+    assert ranks._rank(values).tolist() == [2, 0, 3]
 
 
 def test_ties_are_broken_at_random():
     """Two draws of three equal the truth, one lies below: ranks 1, 2 and 3 alike."""
     values = torch.tensor([4.0, 4.0, 4.0, 0.0]).unsqueeze(-1).expand(4, 30_000)
-    counts = diagnostics._rank(values).bincount(minlength=4)
+    counts = ranks._rank(values).bincount(minlength=4)
     assert counts[0] == 0
     assert scipy.stats.chisquare(counts[1:].numpy()).pvalue > 1e-3
 
@@ -150,7 +150,7 @@ def test_p_values_are_those_of_scipy():
     counts = torch.randint(50, 80, (5, 16))
     counts[4] = torch.tensor([1000] + [0] * 15)
     expected = scipy.stats.chisquare(counts.numpy(), axis=1).pvalue
-    torch.testing.assert_close(diagnostics._uniformity(counts), torch.as_tensor(expected))
+    torch.testing.assert_close(ranks._uniformity(counts), torch.as_tensor(expected))
 
 
 def many_sites(off=0.0):
@@ -203,7 +203,7 @@ def test_passes_are_bounded(monkeypatch):
     vae, x = exact()
     for part in (vae.posterior, vae.likelihood):
         part.register_forward_hook(lambda module, inputs, q: seen.append(len(inputs[0])))
-    monkeypatch.setattr(diagnostics, "rows_of_a_pass", lambda x: 64 * 30)  # 30 simulations a pass
+    monkeypatch.setattr(ranks, "rows_of_a_pass", lambda x: 64 * 30)  # 30 simulations a pass
     found = calibration(vae.model, vae.guide, x, num_simulations=500)
     assert max(seen) == 30 * 64
     assert found.ok and len(found.ranks) == 500

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import register_kl
 from torch.distributions.utils import lazy_property
 
+from pyrovae.distributions.bijections import unit
+
 SPHERE = "the unit sphere"
 REACH = 14.0  # widths on each side of the mode that the quadratures cover
 NODES = 80  # of the quadrature over all angles
@@ -27,13 +29,7 @@ def von_mises_fisher(direction: Tensor, raw: Tensor) -> "VonMisesFisher":
         direction: (..., d).
         raw: (...).
     """
-    tiny = torch.finfo(direction.dtype).tiny
-    size = direction.detach().abs().amax(-1, keepdim=True)  # else the squares may overflow
-    axis = torch.zeros_like(direction)
-    axis[..., 0] = 1
-    scaled = torch.where(size < tiny, axis, direction / size.clamp(min=tiny))
-    loc = scaled / scaled.norm(dim=-1, keepdim=True)
-    return VonMisesFisher(loc, torch.nn.functional.softplus(raw))
+    return VonMisesFisher(unit(direction), torch.nn.functional.softplus(raw))
 
 
 def check_sphere(dim: int) -> None:
