@@ -70,7 +70,7 @@ def test_masked_is_the_marginal_of_a_gaussian(rank, how):
 def test_imputation_is_the_conditional_mean_of_a_gaussian(rank):
     vae, mean, cov = linear(rank=rank)
     x, mask = holed(torch.randn(8, 5, dtype=torch.float64))
-    found = evidence.impute(vae.model, vae.guide, x, num_particles=100_000, num_samples=400)
+    found = evidence.impute(vae.model, vae.guide, x, num_particles=30_000, num_samples=400)
     assert torch.equal(found.mean[mask], x[mask]) and torch.equal(found.missing, ~mask)
     assert torch.equal(found.samples[:, mask], x[mask].expand(400, -1))
     for i, m in enumerate(mask.numpy()):
