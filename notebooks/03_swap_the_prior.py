@@ -38,7 +38,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from pyrovae import build, data, fit, log_weights
+from pyrovae import build, data, diagnostics, evidence, fit, log_weights
 from pyrovae.distributions import MixtureOfNormals
 from pyrovae.evidence.pareto import khat
 from pyrovae.optimise import cosine
@@ -58,9 +58,9 @@ COLOURS |= {"flow-prior": "#3a7d44", "standard-normal, seed 1": "#222222"}
 # %% tags=["parameters"]
 SMOKE = bool(os.environ.get("PYROVAE_SMOKE"))
 MNIST = not SMOKE and Path(os.environ.get("PYROVAE_DATA", "nowhere"), "MNIST", "raw").is_dir()
-SET, IMAGES, TESTED, HIDDEN = ("mnist", 15_000, 400, 300) if MNIST else ("digits", 1400, 150, 100)
+SET, IMAGES, TESTED, HIDDEN = ("mnist", 15_000, 500, 300) if MNIST else ("digits", 1400, 150, 100)
 EPOCHS, PLANE_EPOCHS = (10, 8) if MNIST else (80, 80)
-PARTICLES, AGGREGATED, SIDE, COMPONENTS = 1000, 5000, 240, 100
+PARTICLES, AGGREGATED, SIDE, COMPONENTS = 1000, 2000, 240, 100
 if SMOKE:
     EPOCHS, PLANE_EPOCHS, TESTED, PARTICLES, SIDE, COMPONENTS = 2, 2, 40, 100, 80, 10
 
@@ -79,12 +79,14 @@ print(f"{SET}: training images {tuple(train.shape)}, test images {tuple(test.sha
 # And the priors, each one word. The encoder and the decoder are the same throughout: one hidden
 # layer, a normal $q(z|x)$ with a diagonal covariance, Bernoulli pixels.
 #
-# | word | $p(z)$ | |
-# |---|---|---|
-# | `standard-normal` | $\mathcal N(0, I)$ | Kingma & Welling 2014 |
-# | `mixture-of-normals` | $\sum_k w_k\,\mathcal N(m_k, \operatorname{diag} s_k^2)$, all learnt | |
-# | `vamp-prior` | $\frac1K \sum_k q(z\vert u_k)$, pseudo-inputs $u_k$ learnt | Tomczak & Welling 2018 |
-# | `flow-prior` | $\mathcal N(f(z); 0, I)\,\lvert\det df/dz\rvert$, $f$ of splines | Durkan et al. 2019 |
+# | word | $p(z)$ |
+# |---|---|
+# | `standard-normal` | $\mathcal N(0, I)$ |
+# | `mixture-of-normals` | $\sum_k w_k\,\mathcal N(m_k, \operatorname{diag} s_k^2)$, all learnt |
+# | `vamp-prior` | $\frac1K \sum_k q(z\vert u_k)$, pseudo-inputs $u_k$ learnt |
+# | `flow-prior` | $\mathcal N(f(z); 0, I)\,\lvert\det df/dz\rvert$, $f$ of learnt splines |
+#
+# (Kingma & Welling 2014; Tomczak & Welling 2018 for the two mixtures; Durkan et al. 2019.)
 
 # %%
 WORDS = {
@@ -100,7 +102,8 @@ def trained(prior, latent_dim, epochs, seed=0):
     made = {"data_shape": loaded.data_shape, "latent_dim": latent_dim, "hidden": (HIDDEN,)}
     vae = build(prior=prior, prior_options=WORDS[prior], seed=seed, **made)
     pair = vae.model, vae.guide
-    return vae, fit(*pair, train, validation=held_out, epochs=epochs, seed=seed, **settings)
+    history = fit(*pair, train, validation=held_out, epochs=epochs, seed=seed, **settings)
+    return vae.requires_grad_(False), history  # from here on it is measured
 
 
 # %% [markdown]
@@ -125,7 +128,7 @@ plane = {prior: trained(prior, 2, PLANE_EPOCHS)[0] for prior in WORDS}
 x = data.binarize(train[:AGGREGATED], torch.Generator().manual_seed(0))  # the N images of q(z)
 
 # %% [markdown]
-# $q(z)$ is a mixture of $N$ normals, so its density can be had anywhere: on draws of itself, and
+# $q(z)$ is a mixture of $N$ normals, so its density can be had anywhere: at draws of itself, and
 # on a lattice over the part of the plane where the codes lie.
 
 
@@ -153,27 +156,23 @@ def log_aggregate(vae, z):
 # decoder was never trained to make an image of it. Blue: codes that the prior calls unlikely.
 
 # %%
-torch.set_grad_enabled(False)
-vae = plane["standard-normal"]
-z, area = lattice(vae)
-log_p, log_q = vae.prior().log_prob(z), log_aggregate(vae, z)
-print(f"the lattice's sum of q(z): {(log_q.exp() * area).sum():.5f}")
-assert ((log_q.exp() * area).sum() - 1).abs() < 1e-2
+codes = {prior: lattice(vae) for prior, vae in plane.items()}
+log_q = {prior: log_aggregate(vae, codes[prior][0]) for prior, vae in plane.items()}
+z, area = codes["standard-normal"]
+p, q = plane["standard-normal"].prior().log_prob(z).exp(), log_q["standard-normal"].exp()
+print(f"the lattice's sum of q(z): {(q * area).sum():.5f}")
+assert ((q * area).sum() - 1).abs() < 1e-2
 
 # %%
-figure, panels = plt.subplots(1, 3, figsize=(10, 3.3), layout="constrained", sharey=True)
-first, second = z[0, :, 0], z[:, 0, 1]
-top = log_q.max().exp()
-for axes, values, title in (
-    (panels[0], log_p.exp(), "prior p(z)"), (panels[1], log_q.exp(), "aggregate posterior q(z)"),
-):  # fmt: skip
-    image = axes.pcolormesh(first, second, values, cmap="Greys", vmin=0, vmax=0.6 * top)
-    axes.set(title=title, xlabel="z[0]")
-figure.colorbar(image, ax=panels[:2], label="density", extend="max")
-excess = log_q.exp() - log_p.exp()
-image = panels[2].pcolormesh(first, second, excess, cmap="RdBu", vmin=-0.5 * top, vmax=0.5 * top)
-panels[2].set(title="q(z) - p(z)", xlabel="z[0]")
-figure.colorbar(image, ax=panels[2], label="difference", extend="both")
+figure, panels = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained", sharey=True)
+shown = {"prior p(z)": p, "aggregate posterior q(z)": q, "q(z) - p(z)": q - p}
+for axes, (title, values) in zip(panels, shown.items(), strict=True):
+    cmap, low = ("RdBu", -0.15) if "-" in title else ("Greys", 0)
+    image = axes.pcolormesh(z[0, :, 0], z[:, 0, 1], values, cmap=cmap, vmin=low, vmax=0.15)
+    axes.set(title=title, xlabel="z[0]", aspect="equal")
+    axes.locator_params(nbins=5)
+    if title != "prior p(z)":
+        figure.colorbar(image, ax=axes, extend="both" if low else "max", shrink=0.85)
 panels[0].set(ylabel="z[1]")
 plt.show()
 
@@ -188,49 +187,37 @@ plt.show()
 # %%
 figure, panels = plt.subplots(2, 2, figsize=(9, 8), layout="constrained")
 for axes, (prior, vae) in zip(panels.flat, plane.items(), strict=True):
-    z, _ = lattice(vae)
+    z, _ = codes[prior]
     log_p = vae.prior().log_prob(z)
     below = (log_p - log_p.max()) / math.log(10)
     levels = [-3, -2.5, -2, -1.5, -1, -0.5, 0]
-    axes.contourf(z[0, :, 0], z[:, 0, 1], below, levels, cmap="Greys", vmin=-4, vmax=1.5)
+    axes.contourf(z[0, :, 0], z[:, 0, 1], below, levels, cmap="Greys", vmin=-4, vmax=3)
     means = vae.encode(test).mean
     for digit in range(10):
         axes.scatter(*means[labels == digit].T, s=9, color=f"C{digit}", label=str(digit), lw=0)
     axes.set(title=prior, xlabel="z[0]", ylabel="z[1]")
-figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+handles = axes.get_legend_handles_labels()
+figure.legend(*handles, loc="outside right center", frameon=False, markerscale=2, title="digit")
 plt.show()
 
 # %% [markdown]
-# Now the surgery, in numbers. The four terms are means over draws $z \sim q(z|x_n)$, one for each
-# of the $N$ training images; KL$(q(z)\|p(z))$ comes from the lattice too, with no draw in it. You
-# will see both agree, and what each prior pays.
-
-
-# %%
-def surgery(vae):
-    """Return the terms of the ELBO, each (N,), and KL(q(z) || p(z)) by the lattice."""
-    torch.manual_seed(0)
-    q = vae.encode(x)
-    z = q.sample()
-    log_qx, log_q, log_p = q.log_prob(z), log_aggregate(vae, z), vae.prior().log_prob(z)
-    points, area = lattice(vae)
-    density = log_aggregate(vae, points)
-    ratio = density - vae.prior().log_prob(points)
-    by_lattice = (density.exp() * ratio * area).sum()
-    return vae.decode(z).log_prob(x), log_qx - log_q, log_q - log_p, by_lattice
-
+# Now the surgery, in numbers: `elbo_surgery` draws from each $q(z|x_n)$ and scores the draws under
+# all the others. The last column is KL$(q(z)\|p(z))$ from the lattice, with no draw in it. You will
+# see both agree, and what each prior pays.
 
 # %%
 table = pd.DataFrame()
 for prior, vae in plane.items():
-    reconstruction, information, price, by_lattice = surgery(vae)
-    se = price.std() / len(x) ** 0.5
-    assert (price.mean() - by_lattice).abs() < 4.5 * se + 0.01
-    table.loc[prior, "E log p(x|z)"] = f"{reconstruction.mean():.2f}"
-    table.loc[prior, "I(n; z)"] = f"{information.mean():.3f}"
-    table.loc[prior, "KL(q(z) || p(z))"] = f"{price.mean():.3f} +- {se:.3f}"
-    table.loc[prior, "the same, by lattice"] = f"{by_lattice:.3f}"
-    table.loc[prior, "ELBO"] = f"{(reconstruction - information - price).mean():.2f}"
+    cut = diagnostics.elbo_surgery(vae.model, vae.guide, x)
+    terms = evidence.summarise(vae.model, vae.guide, x, num_particles=4)
+    ratio = log_q[prior] - vae.prior().log_prob(codes[prior][0])
+    by_lattice = (log_q[prior].exp() * ratio * codes[prior][1]).sum()
+    table.loc[prior, "E log p(x|z)"] = f"{terms.reconstruction.mean():.2f}"
+    table.loc[prior, "I(n; z)"] = f"{cut.mutual_information:.3f}"
+    price = f"{cut.aggregate_kl:.3f} +- {cut.aggregate_kl_se:.3f}"
+    table.loc[prior, ["KL(q(z) || p(z))", "by lattice"]] = price, f"{by_lattice:.3f}"
+    table.loc[prior, "ELBO"] = f"{terms.reconstruction.mean() - cut.kl:.2f}"
+    assert abs(cut.aggregate_kl - by_lattice) < 4.5 * cut.aggregate_kl_se + 0.01
 print(f"N = {len(x):,}, log N = {math.log(len(x)):.2f}")
 table
 
@@ -242,9 +229,8 @@ table
 
 
 # %%
-def integrated(vae):
+def integrated(vae, z, area):
     """Return log p(x) of the test images, and by a lattice of half as many points a side."""
-    z, area = lattice(vae)
     logits = vae.decode(z.reshape(-1, 2)).base_dist.logits.flatten(1)
     of_ones = test.flatten(1) @ logits.T  # log p(x|z) = sum_i x_i l_i - log(1 + exp(l_i))
     log_joint = of_ones - (1 + logits.exp()).log().sum(1) + vae.prior().log_prob(z).flatten()
@@ -270,9 +256,10 @@ def ranked(log_evidence):
 # %%
 exact = {}
 for prior, vae in plane.items():
-    exact[prior], coarse = integrated(vae)
-    change = (exact[prior] - coarse).abs().max()
-    print(f"{prior:>18}: half the points a side change log p(x) by at most {change:.1e}")
+    exact[prior], coarse = integrated(vae, *codes[prior])
+    change = (exact[prior] - coarse).mean()
+    print(f"{prior:>18}: the mean by half as many points a side is {change:.0e} off")
+    assert change.abs() < 0.05
 ranked(exact)
 
 # %% [markdown]
@@ -284,12 +271,10 @@ ranked(exact)
 # seed. You will see the ELBO on held-out images after each epoch.
 
 # %%
-torch.set_grad_enabled(True)
 pairs, histories = {}, {}
 for name in COLOURS:
     prior, _, seed = name.partition(", seed ")
     pairs[name], histories[name] = trained(prior, 10, EPOCHS, seed=int(seed or 0))
-torch.set_grad_enabled(False)
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
@@ -338,10 +323,10 @@ for name, w in log_w.items():
     share = torch.arange(1, len(test) + 1) / len(test)
     right.step(k_hat[name].sort().values, share, style, where="post", color=COLOURS[name])
 right.axvline(0.7, color="#222222", linewidth=0.8, linestyle=":")
-right.text(0.68, 0.93, "0.7", ha="right", fontsize=9)
 left.set(xscale="log", xlabel="draws K", ylabel="bound on log p(x), nats")
 left.legend(frameon=False, fontsize=7.5)
 right.set(xlabel="Pareto k-hat", ylabel="share of test images below", xlim=(-0.2, 1.8))
+right.set_xticks([0, 0.35, 0.7, 1.05, 1.4, 1.75])
 plt.show()
 
 # %% [markdown]
@@ -362,8 +347,10 @@ table
 #
 # You will see what `pyrovae compare` prints for runs on disk: $\log p(x)$, at least, by all draws;
 # the difference from the best with its paired error; beside it the error that one would have
-# without pairing. The last columns are those of trust: how many images have $\hat k < 0.7$, and
-# the median effective sample size.
+# without pairing. Then the columns of trust: how many images have $\hat k < 0.7$, and the median
+# effective sample size. And the price of the prior again, of the same $N$ images; in ten dimensions
+# nearly every code tells which image it came from, so that $I(n; z)$ stands at its ceiling
+# $\log N$, and part of this KL is that $N$ images are few.
 
 # %%
 evidences = {name: bound(w, len(w)) for name, w in log_w.items()}
@@ -373,8 +360,10 @@ for name, w in log_w.items():
     table.loc[name, "ELBO"] = f"{w.mean():.2f}"
     table.loc[name, "k-hat < 0.7"] = f"{(k_hat[name] < 0.7).double().mean():.0%}"
     table.loc[name, "ESS"] = f"{ess.median():.0f}"
+    cut = diagnostics.elbo_surgery(pairs[name].model, pairs[name].guide, x)
+    table.loc[name, "KL(q(z) || p(z))"] = f"{cut.aggregate_kl:.2f}"
     table.loc[name, "parameters"] = f"{sum(p.numel() for p in pairs[name].parameters()):,}"
-    assert (evidences[name] > w.mean(0) - 1e-3).all()  # a bound on average, and here above the ELBO
+    assert (evidences[name] > w.mean(0) - 1e-3).all()  # as Jensen has it, draw by draw
 table
 
 # %%
@@ -383,7 +372,8 @@ best = evidences[table.index[0]]
 for row, name in enumerate(table.index[::-1]):
     difference, error = paired(evidences[name], best)
     plain = ((evidences[name].var() + best.var()) / len(best)).sqrt()
-    axes.errorbar(difference, row, xerr=2 * plain, color="#cccccc", elinewidth=5)
+    if error:
+        axes.errorbar(difference, row, xerr=2 * plain, color="#cccccc", elinewidth=5)
     axes.errorbar(difference, row, xerr=2 * error, fmt="o", color=COLOURS[name], capsize=3)
 axes.set_yticks(range(len(table)), table.index[::-1])
 axes.set(xlabel="log p(x) less that of the best, nats; bars of 2 errors, grey: unpaired")
@@ -452,14 +442,19 @@ print(f"{len(q.loc)} pseudo-inputs, a pixel's standard deviation over them {spre
 
 # %% [markdown]
 # ---
-# What this says, and what it does not. A learnt prior closes part of KL$(q(z)\|p(z))$, which the
-# standard normal pays in full. How much that is worth here is in the table, *for one seed each*:
-# the paired error is over images alone, and the two runs of the standard normal show how far a
-# seed moves the figure. No setting was tuned for any prior, the training is short, and the bounds
-# of section 4 are below $\log p(x)$ by an amount that nobody knows.
+# What this says, and what it does not. KL$(q(z)\|p(z))$ is what the standard normal pays and a
+# learnt prior can save. In the plane it was under a nat, and saving it did not decide which pair
+# had the higher $\log p(x)$: two numbers tell little of an image, and how well encoder and decoder
+# used them mattered more. In ten dimensions the price is higher, and there the learnt priors are
+# ahead by nats, at every $K$; by more than they save on the price, so that encoder and decoder are
+# the better for it too. (On scikit-learn's small digits, where this notebook goes without
+# MNIST, the four come out within about two errors of one another.) All of this is *one seed each*:
+# the paired error is over images alone, and the two runs of the standard normal show how far a seed
+# moves the figure. No setting was tuned for any prior, the training is short, and the bounds of
+# section 4 lie below $\log p(x)$ by an amount that nobody knows.
 #
 # The sizes of this run: the small ones if and only if it is a smoke run.
 
 # %%
-assert SMOKE == (len(histories["vamp-prior"]) < 10) == (len(test) < 100) == (len(log_w[name]) < 500)
+assert SMOKE == (len(histories["vamp-prior"]) < 10) == (len(test) < 100) == (PARTICLES < 500)
 print(f"smoke run: {SMOKE}; {SET}, {EPOCHS} epochs, {len(test)} images, {PARTICLES} draws each")
