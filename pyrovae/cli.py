@@ -299,7 +299,7 @@ def sample(
 ) -> None:
     """Draw from a trained model: a picture of E[x|z], or with --out FILE.npy the draws x.
 
-    Draws of a table are in its own units, whether it was standardised or not.
+    The numbers (.npy) of a table are in its own units; the picture is as the model sees them.
     """
     import numpy as np
 

@@ -81,14 +81,15 @@ class ManualELBO(pyro.infer.Trace_ELBO):
         """
         vae = _parts(model, guide)
         vae.register()
-        q, p = vae.posterior(x, *c), vae.prior(*c)
+        shared = vae.shared(c)
+        q, p = vae.posterior(x, *shared), vae.prior(*c)
         if not q.has_rsample:
             raise ValueError(
                 f"ManualELBO expected a posterior with rsample; got {type(q).__name__}, whose "
                 "gradient needs the score function: use Trace_ELBO"
             )
         z = q.rsample((self.num_particles,))
-        p_x = vae.likelihood(z, *c)
+        p_x = vae.likelihood(z, *shared)
         reconstruction = p_x.log_prob(x).mean(0)
         kl = self._kl(q, p, z)
         return ELBOTerms(reconstruction, kl, reconstruction - self.beta * kl)

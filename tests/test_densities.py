@@ -19,7 +19,7 @@ LEVEL = 1e-4  # of each goodness-of-fit test: seeds are fixed, so a pass stays o
 def unit(case, rows=3, seed=5):
     """The part on its smallest data, and what it is called on."""
     shape = case.unit if issubclass(case.cls, likelihoods.Likelihood) else cases.SHAPE
-    part = case.build(seed, shape).double()
+    part = case.build(seed, shape).double().eval()
     return part, cases.inputs(part, rows)
 
 

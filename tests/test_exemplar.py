@@ -32,6 +32,7 @@ def by_hand(vae, z, left=None):
 
 def test_leave_one_out_by_the_index():
     vae, _ = pair()
+    vae.eval()
     z = torch.randn(5, 2, dtype=torch.float64)
     index = torch.tensor([3, -1, 0, 11, 99])
     torch.testing.assert_close(vae.prior(index).log_prob(z), by_hand(vae, z, index.tolist()))
@@ -39,6 +40,13 @@ def test_leave_one_out_by_the_index():
     assert (by_hand(vae, z, index.tolist()) - by_hand(vae, z)).abs().max() > 1e-3
     draws = vae.prior(index[:1]).sample((400,))
     assert draws.shape == (400, 1, 2)
+    with torch.no_grad():
+        vae.prior.exemplars.copy_(torch.rand(12, 4))  # no two alike
+        vae.prior.log_scale.fill_(-9.0)  # draws lie at their exemplar's mean
+        means = vae.posterior(vae.prior.exemplars).mean
+        for c, left in ((index[:1], True), (torch.tensor([-1]), False)):
+            nearest = torch.cdist(vae.prior(c).sample((400,))[:, 0], means).argmin(-1)
+            assert bool((nearest == 3).any()) != left
 
 
 def test_nearest_neighbours_are_a_lower_bound_that_becomes_exact():
@@ -54,11 +62,17 @@ def test_nearest_neighbours_are_a_lower_bound_that_becomes_exact():
 
 def test_stale_means_choose_the_neighbours_but_fresh_ones_are_scored():
     vae, _ = pair(neighbors=5)
-    z = torch.randn(3, 2, dtype=torch.float64)
-    vae.train().prior().log_prob(z)
+    z = torch.randn(1, 2, dtype=torch.float64)
+    none = torch.full((1,), -1)
+    vae.train().prior(none).log_prob(z)
+    before = vae.prior._means.clone()
     with torch.no_grad():
         vae.posterior.net.output.bias += 0.3
-    found = vae.prior().log_prob(z)
+    found = vae.prior(none).log_prob(z)
+    fresh = (vae.prior._means - before).abs().sum(-1) > 0  # those that were encoded again
+    assert fresh.sum() == 5
+    again = vae.posterior(vae.prior.exemplars).mean
+    torch.testing.assert_close(vae.prior._means[fresh], again[fresh])
     with torch.no_grad():
         means = vae.posterior(vae.prior.exemplars).mean
         each = torch.distributions.Normal(means, 1.0).log_prob(z.unsqueeze(-2)).sum(-1)
@@ -82,15 +96,21 @@ def test_the_pair_is_valid_and_the_index_reaches_the_prior_alone():
 def test_build_and_state():
     options = {"prior": "exemplar-prior", "prior_options": {"num_exemplars": 6}}
     vae = build(data_shape=(4,), latent_dim=2, hidden=(8,), **options)
+    with pytest.raises(ValueError, match="two, of shape"):
+        build(
+            data_shape=(4,), latent_dim=2, prior="exemplar-prior",
+            prior_options={"num_exemplars": 1},
+        ).prior.set_exemplars(torch.zeros(1, 4))  # fmt: skip
     with pytest.raises(ValueError, match="expected exemplars; got none yet"):
         vae.prior()
     with pytest.raises(ValueError, match="at least num_exemplars = 6 training data"):
         vae.prior.set_exemplars(torch.zeros(5, 4))
     x = torch.rand(9, 4)
     vae.prior.set_exemplars(x)
+    vae.eval()
     assert torch.equal(vae.prior.exemplars, x[vae.prior.rows])
     again = build(data_shape=(4,), latent_dim=2, hidden=(8,), **options)
-    again.load_state_dict(vae.state_dict())
+    again.eval().load_state_dict(vae.state_dict())
     z = torch.randn(3, 2)
     torch.testing.assert_close(again.prior().log_prob(z), vae.prior().log_prob(z))
 
@@ -108,6 +128,8 @@ def test_bad_arguments(options, message):
         priors.ExemplarPrior(
             **{"latent_dim": 2, "posterior": posteriors.MeanFieldNormal((4,), 2)} | options
         )
-    vae, _ = pair()
+    vae, x = pair()
+    with pytest.raises(ValueError, match="index of each datum.*got none: fit on"):
+        fit(vae.model, vae.guide, x, epochs=1)
     with pytest.raises(ValueError, match="whole numbers"):
         vae.prior(torch.zeros(3))

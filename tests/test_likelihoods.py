@@ -11,7 +11,7 @@ import torch
 from cases import NET
 from pyro import distributions as dist
 
-from pyrovae import VAE, build, likelihoods, posteriors, priors, testing
+from pyrovae import VAE, build, distributions, likelihoods, posteriors, priors, testing
 from pyrovae.distributions import (
     CategoricalLevels,
     DiscretizedLogistic,
@@ -467,3 +467,10 @@ def test_degrees_of_freedom_start_where_they_are_told():
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_negative_binomial_of_tiny_means_is_finite_in_float32():
+    log_mean = torch.tensor([-80.0, -90.0, -200.0], requires_grad=True)
+    log_p = distributions.NegativeBinomial(log_mean, torch.ones(3)).log_prob(torch.zeros(3))
+    log_p.sum().backward()
+    assert log_p.isfinite().all() and log_mean.grad.isfinite().all()

@@ -177,13 +177,42 @@ def test_nan_and_mask_are_one():
     torch.testing.assert_close(by_nan, by_mask)
 
 
+def impute_nothing():
+    vae, _, _ = linear()
+    return evidence.impute(vae.model, vae.guide, torch.zeros(2, 5), num_particles=3)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Mixed(2, (3, 2), columns=[]), r"data_shape \(D,\) of a table"),
         (lambda: Mixed(2, (3,)), "name each of the 3 columns 0, ..., 2 once"),
         (lambda: Mixed(2, (2,), columns=[("normal", [0]), ("normal", [0])]), "columns"),
-        (lambda: Mixed(2, (1,), columns=[("gauss", [0])]), "by name, such as 'normal'.*'gauss'"),
+        (lambda: Mixed(2, (1,), columns=[("gauss", [0])]), "one of bernoulli, .*got 'gauss'"),
+        (lambda: Mixed(2, (2,), columns=[("normal", [0.7, 1])]), "its columns whole numbers"),
+        (lambda: Mixed(2, (2,), columns=[("normal", 3)]), "its columns whole numbers"),
+        (
+            lambda: Mixed(2, (1,), columns=[("normal", [0], {"context_dim": 2})]),
+            "options of likelihood normal among variance; got 'context_dim'",
+        ),
+        (
+            lambda: Masked(Normal(2, (3,)))(torch.zeros(4, 2), torch.ones(4, 3), torch.ones(4)),
+            "got 4 from shapes",
+        ),
+        (
+            lambda: Masked(likelihoods.Poisson(2, (3,), offset=True))(
+                torch.zeros(4, 2), torch.ones(4, 3), torch.ones(4, 1)
+            ),
+            r"the mask, of shape \(N, 3\), as the last",
+        ),
+        (
+            lambda: VAE(
+                priors.StandardNormal(2),
+                Masked(Normal(2, (3,))),
+                posteriors.MeanFieldNormal((3,), 2),
+            ),
+            "build it with missing=True",
+        ),
         (lambda: Mixed(2, (1,), columns=[("levels", [0])]), "got 'levels'"),
         (lambda: Mixed(2, (1,), columns=[("normal",)]), "each group of columns as"),
         (
@@ -194,7 +223,7 @@ def test_nan_and_mask_are_one():
         (lambda: Masked(torch.nn.Linear(2, 3)), "integrated out.*got Linear"),
         (lambda: build(data_shape=(3,), likelihood="masked"), "masked:"),
         (lambda: build(data_shape=(3,), likelihood="masked:gauss"), "got 'gauss'"),
-        (lambda: evidence.impute(*linear()[0:1] * 2, torch.zeros(2, 5)), "nothing is missing"),
+        (lambda: impute_nothing(), "nothing is missing"),
         (
             lambda: evidence.impute(None, None, torch.zeros(2, 5), num_particles=0),
             "num_particles to be a positive whole number; got 0",
@@ -207,30 +236,106 @@ def test_bad_arguments(make, message):
 
 
 @pytest.mark.parametrize("variance", ["shared", "per-dimension"])
-@pytest.mark.parametrize("masked", ["", "masked:"])
+@pytest.mark.parametrize("masked", ["", "nan", "mask"])
 def test_fit_variance_is_the_optimum(variance, masked):
     vae = build(
-        data_shape=(5,), latent_dim=2, hidden=(8,), likelihood=f"{masked}normal",
+        data_shape=(5,), latent_dim=2, hidden=(8,), likelihood=f"{'masked:' * bool(masked)}normal",
         likelihood_options={"variance": variance},
     ).double()  # fmt: skip
     x = 0.3 * torch.randn(60, 5, dtype=torch.float64) * torch.arange(1, 6)
+    c = ()
     if masked:
-        x, _ = holed(x)
-    sigma = pairs.fit_variance(vae, x, num_particles=50)
+        x, mask = holed(x)
+    if masked == "mask":
+        x, c = x.nan_to_num(nan=100.0), (mask.double(),)
+    sigma = pairs.fit_variance(vae, x, *c, num_particles=50)
     part = vae.likelihood.likelihood if masked else vae.likelihood
     assert sigma.shape == part.s.shape
     with seeded(0):
-        z = vae.encode(x).sample((50,))
-    vae.likelihood(z).log_prob(x).mean().backward()
+        z = vae.encode(x, *c).sample((50,))
+    vae.likelihood(z, *c).log_prob(x).mean().backward()
     assert part.s.grad.abs().max() < 1e-9  # the same draws: exactly at the maximum
     with torch.no_grad():
         part.s += 0.01
     part.s.grad = None
-    vae.likelihood(z).log_prob(x).mean().backward()
+    vae.likelihood(z, *c).log_prob(x).mean().backward()
     assert part.s.grad.abs().max() > 1e-3
-    constant = pairs.fit_variance(vae, vae.decode(vae.encode(x[1:2]).mean).mean.detach())
-    assert constant.min() >= 0.5 / 255
+    with torch.no_grad():
+        for p in vae.likelihood.net.parameters():
+            p.zero_()
+    constant = pairs.fit_variance(vae, torch.zeros(3, 5, dtype=torch.float64))
+    torch.testing.assert_close(constant, torch.full_like(constant, 0.5 / 255))  # the floor
     for name, options in (("bernoulli", {}), ("normal", {"variance": "predicted"})):
         other = build(data_shape=(5,), latent_dim=2, likelihood=name, likelihood_options=options)
         with pytest.raises(ValueError, match=r"variance Shared\(\) or PerDimension\(\); got"):
             pairs.fit_variance(other, x)
+
+
+def test_what_a_mask_hides_need_not_be_on_the_support():
+    vae = build(data_shape=(5,), latent_dim=2, hidden=(8,), likelihood="masked:bernoulli")
+    x, mask = holed((torch.rand(9, 5) > 0.5).float())
+    garbage = x.nan_to_num(nan=17.3)
+    by_mask = log_weights(vae.model, vae.guide, garbage, mask, num_particles=3)
+    torch.testing.assert_close(by_mask, log_weights(vae.model, vae.guide, x, num_particles=3))
+    fit(vae.model, vae.guide, (garbage, mask), epochs=1)
+    with pytest.raises(ValueError, match="support"):
+        fit(vae.model, vae.guide, (garbage, torch.ones_like(garbage)), epochs=1)
+
+
+def test_imputation_in_passes_is_that_in_one(monkeypatch):
+    """The mean exactly but for the draws; the samples' choice over all passes; log p(x_obs)."""
+    from pyrovae.importance import weights
+
+    vae, mean, cov = linear()
+    x, mask = holed(torch.randn(8, 5, dtype=torch.float64))
+    exact = evidence.linear_gaussian(vae.model, vae.guide, x).log_evidence
+    monkeypatch.setattr(weights, "MAX_ROWS", 8 * 50)
+    found = evidence.impute(vae.model, vae.guide, x, num_particles=20_000, num_samples=300)
+    error = (1 / found.effective_sample_size).sqrt()
+    assert ((found.log_evidence - exact).abs() < 5 * error).all()
+    row = 0  # nothing is seen of it: the draws are the prior's
+    few = (1 / 300 + 1 / found.effective_sample_size[row].item()) ** 0.5
+    sd = np.sqrt(np.diag(cov))
+    assert (np.abs(found.samples[:, row].numpy().mean(0) - mean) < 5 * sd * few).all()
+    kinds = len(found.samples[:, row].unique(dim=0))
+    assert kinds > 100  # more than one pass of 50 draws holds: the choice is over all of them
+
+
+def test_context_of_the_data_shape_is_no_mask_where_the_part_takes_it_as_context():
+    q = posteriors.MeanFieldNormal((4,), 2, NET, context_dim=4, missing=True)
+    vae = VAE(priors.StandardNormal(2), Masked(Normal(2, (4,), NET, context_dim=4)), q)
+    x, mask = holed(torch.randn(9, 4))
+    c = (torch.rand(9, 4) > 0.5).float()
+    found = evidence.impute(vae.model, vae.guide, x, c, num_particles=20)
+    assert torch.equal(found.missing, ~mask)
+
+
+def test_whole_numbers_with_a_mask_are_imputed():
+    vae = build(data_shape=(5,), latent_dim=2, hidden=(8,), likelihood="masked:bernoulli")
+    x, mask = torch.ones(6, 5, dtype=torch.long), torch.rand(6, 5) > 0.5
+    assert evidence.impute(
+        vae.model, vae.guide, x, mask, num_particles=9
+    ).mean.dtype.is_floating_point
+
+
+def test_draws_of_what_is_missing_have_the_conditional_covariance():
+    vae, mean, cov = linear(rank=2)
+    d = vae.decode(torch.zeros(20_000, 2)).base
+    x = torch.zeros(20_000, 5, dtype=torch.float64)
+    seen = torch.tensor([True, False, True, False, False]).expand_as(x)
+    drawn = vae.likelihood(torch.zeros(20_000, 2, dtype=torch.float64)).completed(
+        torch.where(seen, x, NAN), draw=True
+    )
+    factor, scale = d.factor[0].detach().numpy(), d.scale[0].detach().numpy()
+    noise = factor @ factor.T + np.diag(scale**2)
+    m = seen[0].numpy()
+    gain = noise[np.ix_(~m, m)] @ np.linalg.inv(noise[np.ix_(m, m)])
+    expected = noise[np.ix_(~m, ~m)] - gain @ noise[np.ix_(m, ~m)]
+    assert torch.equal(drawn[:, m], x[:, m])
+    got = np.cov(drawn.detach().numpy()[:, ~m].T)
+    assert np.abs(got - expected).max() < 0.06 * np.abs(expected).max()  # 6 sd of 20,000 draws'
+
+
+def test_a_group_of_columns_names_its_options():
+    part = Mixed(2, (2,), columns=[("normal", [0, 1], {"variance": "per-dimension"})])
+    assert part.groups[0].s.shape == (2,)

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-NAMES = ["01_why_vaes_are_variational", "02_model_and_guide_in_pyro"]
+NAMES = [
+    "01_why_vaes_are_variational", "02_model_and_guide_in_pyro", "03_swap_the_prior",
+    "04_swap_the_likelihood",
+]  # fmt: skip
 MAX_LINES = 15  # of a code cell
 MARKER = re.compile(r"^# %%(.*)$", re.MULTILINE)
 
@@ -110,7 +113,7 @@ def test_errors_warnings_and_cells_run_out_of_order_are_found():
 
 
 @pytest.mark.slow
-def test_both_run_in_smoke_mode_and_write_nothing():
+def test_all_run_in_smoke_mode_and_write_nothing():
     before = {path: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
     command = [sys.executable, str(FOLDER / "run.py"), "--smoke"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)

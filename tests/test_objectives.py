@@ -10,14 +10,14 @@ from cases.pairing import compatible, shipped
 from pyro import distributions as dist
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
-from pyrovae import VAE, build, posteriors, priors
+from pyrovae import VAE, build, fit, posteriors, priors
 from pyrovae.distributions import seeded
 from pyrovae.objectives import ManualELBO, by_objective_name, with_beta
 
 
 def make(prior=PRIORS[0], likelihood=LIKELIHOODS[0], posterior=POSTERIORS[0]):
     with seeded(1):
-        vae = shipped(prior, posterior, likelihood).double()
+        vae = shipped(prior, posterior, likelihood).double().eval()
         x = vae.likelihood(torch.randn(5, 2, dtype=torch.float64)).sample()
     return vae, x
 
@@ -170,3 +170,25 @@ def test_objectives_by_name(name, cls):
 def test_unknown_objective_lists_the_known():
     with pytest.raises(ValueError, match="one of manual, trace, .*; got 'elbow'"):
         by_objective_name("elbow")
+
+
+def test_the_index_of_an_exemplar_prior_reaches_the_prior_alone():
+    prior = next(p for p in PRIORS if p.cls is priors.ExemplarPrior)
+    vae, x = make(prior)
+    index = torch.tensor([2, -1, 0, 5, 3])
+    losses = []
+    for objective, *c in ((ManualELBO(3), index), (pyro_elbo(TraceMeanField_ELBO, 3), index)):
+        with seeded(11):
+            losses.append(objective.loss(vae.model, vae.guide, x, *c))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    with seeded(11):
+        assert ManualELBO(3).loss(vae.model, vae.guide, x) != pytest.approx(losses[0], rel=1e-6)
+
+
+def test_draws_without_a_gradient_are_refused_with_the_remedy():
+    vae = build(data_shape=(4,), latent_dim=3, prior="one-hot-categorical", hidden=(5,),
+                posterior="one-hot-categorical")  # fmt: skip
+    x = torch.ones(8, 4)
+    with pytest.raises(ValueError, match="draws with a gradient.*--objective trace"):
+        fit(vae.model, vae.guide, x, epochs=1)
+    fit(vae.model, vae.guide, x, epochs=1, objective=Trace_ELBO())

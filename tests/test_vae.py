@@ -183,6 +183,11 @@ def test_build_is_reproducible_and_recorded():
             r"variance=fixed\[:numbers\]; got 'fixed:a'",
         ),
         ({"likelihood": "binomial", "likelihood_options": {"total_count": "x"}}, "total_count"),
+        ({"prior": "vamp-prior", "prior_options": {"clamp": ["a", "b"]}}, "clamp to be of type"),
+        ({"prior": "vamp-prior", "prior_options": {"clamp": [0, 1, 2]}}, "clamp to be of type"),
+        ({"prior": "exemplar-prior", "prior_options": {"exemplars": [[1]]}}, "exemplars to be of"),
+        ({"posterior_options": {"input_scale": [1]}}, "input_scale to be of type float"),
+        ({"posterior_options": {"missing": 1}}, "missing to be of type bool; got 1"),
         (
             {"prior": "mixture-of-normals", "prior_options": {"num_components": "x"}},
             "num_components",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyrovae.data.dataset import Raw
+from pyrovae.nets.naming import normalised
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images (N, ...) of uint8, and their labels (N,)
 FREY_SHAPE = (1965, 28, 20)
@@ -110,11 +111,7 @@ NAMES = ("digits", *TORCHVISION, "frey-faces")
 
 def known_name(source: str) -> str | None:
     """Return the data set of that name, compared without case, hyphen or underscore, if any."""
-
-    def plain(name: str) -> str:
-        return name.lower().replace("-", "").replace("_", "")
-
-    return next((name for name in NAMES if plain(name) == plain(source)), None)
+    return next((name for name in NAMES if normalised(name) == normalised(source)), None)
 
 
 def read_named(name: str, data_dir: str | Path | None, download: bool) -> Raw:

@@ -91,7 +91,7 @@ class NegativeBinomial(Elementwise):
             self._validate_sample(value)
         r, m = self.dispersion, self.mean
         x = value.clamp(min=1)  # where value is 0 its logarithm counts 0 times
-        over = x * torch.exp(-self.log_mean)
+        over = x * torch.exp(-self.log_mean.clamp(min=-80))  # float32 ends at exp(88)
         first = log_ratio(r / (x + r) * (over - 1), over * ((m + r) / (x + r)))
         second = log_ratio((value - m) / (m + r), (value + r) / (m + r))
         rest = gamma_rest(value + r) - gamma_rest(r) - gamma_rest(value)

@@ -42,11 +42,19 @@ def split_mask(
 
     The mask is the last context tensor, (N, *data_shape), if the context holds prod(data_shape)
     numbers a datum more than `context_dim`. Arguments: see `observed`.
+
+    Raises:
+        ValueError: so many numbers, but the last tensor is not of that shape.
     """
     numbers = sum(math.prod(t.shape[1:]) for t in c)
-    if c and numbers == context_dim + math.prod(data_shape):
-        return c[-1].reshape(-1, *data_shape) != 0, c[:-1]
-    return None, c
+    if not c or numbers != context_dim + math.prod(data_shape):
+        return None, c
+    if tuple(c[-1].shape[1:]) != tuple(data_shape):
+        raise ValueError(
+            f"expected the mask, of shape (N, {', '.join(map(str, data_shape))}), as the last "
+            f"context tensor; got shapes {[tuple(t.shape) for t in c]}"
+        )
+    return c[-1] != 0, c[:-1]
 
 
 def elementwise(support: constraints.Constraint) -> constraints.Constraint:
@@ -146,7 +154,8 @@ class Observed(TorchDistribution):
         each = _OrMissing(elementwise(self.base.support), self.mask)
         return constraints.independent(each, len(self.event_shape))
 
-    def _seen(self, value: Tensor) -> Tensor:
+    def seen(self, value: Tensor) -> Tensor:
+        """Return which entries of value (..., *event_shape) are observed, booleans."""
         return ~value.isnan() if self.mask is None else ~value.isnan() & self.mask
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -156,11 +165,11 @@ class Observed(TorchDistribution):
         value = value.expand(
             torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         )
-        return log_prob_of(self.base, value, self._seen(value))
+        return log_prob_of(self.base, value, self.seen(value))
 
     def completed(self, value: Tensor, draw: bool = False) -> Tensor:
         """Return value with E[x_mis | x_obs], or a draw of it, where nothing is observed."""
-        seen = self._seen(value)
+        seen = self.seen(value)
         return torch.where(seen, value, conditional(self.base, value, seen, draw))
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008

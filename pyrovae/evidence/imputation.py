@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae.distributions import Observed
-from pyrovae.importance import weighted_data
+from pyrovae.importance import batched, find_modules, weighted_data
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,9 @@ def impute(
     for name, value in (("num_particles", num_particles), ("num_samples", num_samples)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"expected {name} to be a positive whole number; got {value!r}")
-    x = torch.as_tensor(x)
+    x, c = batched(x, c, find_modules(model, guide, modules=modules))
     missing = x.isnan()
-    if c and c[-1].shape == x.shape:
-        missing = missing | (c[-1] == 0)
-    elif not bool(missing.any()):
-        raise ValueError(
-            f"expected NaN in x, or a mask of shape {tuple(x.shape)} as the last context tensor; "
-            "got neither: nothing is missing"
-        )
+    by_hand = c and c[-1].shape == x.shape  # the mask of a pair that knows no `Observed`
     each = (1,) * (x.dim() - 1)  # after (N,), to weigh whole data
     mean = x.new_zeros(x.shape)
     samples = x.new_zeros(num_samples, *x.shape)
@@ -100,6 +94,10 @@ def impute(
         k, n = log_w.shape
         log_w = log_w.to(x)
         filled = x[rows].repeat(k, *each)
+        if isinstance(datum, Observed):
+            missing[rows] = ~datum.seen(filled)[:n]
+        elif by_hand:
+            missing[rows] |= c[-1][rows] == 0
         expected, drawn = (_completed(datum, filled, draw).to(x) for draw in (False, True))
         # the mean, streamed: what came before shrinks as the sum of weights grows
         total = log_sum[rows].logaddexp(log_w.logsumexp(0))
@@ -115,6 +113,11 @@ def impute(
         better = (score > best[:, rows]).reshape(num_samples, n, *each)
         samples[:, rows] = torch.where(better, chosen, samples[:, rows])
         best[:, rows] = best[:, rows].maximum(score)
+    if not bool(missing.any()):
+        raise ValueError(
+            f"expected NaN in x, or a mask of shape {tuple(x.shape)} as the last context tensor; "
+            "got neither: nothing is missing"
+        )
     seen = x.nan_to_num(nan=0.0)
     return Imputation(
         mean=torch.where(missing, mean, seen),

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from pyrovae.distributions import Columns, Observed, has_marginals, split_mask
 from pyrovae.likelihoods.base import Likelihood
 from pyrovae.nets import NetFactory, Shape, mlp
+from pyrovae.nets.naming import by_name, typed
+
+GIVEN = ("latent_dim", "data_shape", "net", "context_dim")  # to a group, by `Mixed` itself
 
 
 class _Nothing(nn.Module):
@@ -102,13 +105,21 @@ def _groups(
     kinds: list[tuple[type[Likelihood], dict[str, Any]]] = []
     indices: list[list[int]] = []
     for group in columns:
-        if len(group) not in (2, 3):
+        named = (
+            list(group[1]) if len(group) in (2, 3) and isinstance(group[1], list | tuple) else []
+        )
+        if not named or any(not isinstance(i, int) or isinstance(i, bool) for i in named):
             raise ValueError(
                 "expected each group of columns as (likelihood, columns) or (likelihood, columns, "
-                f"options), such as ['categorical', [3], {{'num_levels': 4}}]; got {group!r}"
+                "options), its columns whole numbers, such as ['categorical', [3], "
+                f"{{'num_levels': 4}}]; got {group!r}"
             )
-        kinds.append((_kind(group[0]), dict(group[2]) if len(group) == 3 else {}))
-        indices.append([int(i) for i in group[1]])
+        kind = _kind(group[0])
+        options = group[2] if len(group) == 3 else {}
+        if not isinstance(options, dict):
+            raise ValueError(f"expected the options of a group of columns by name; got {options!r}")
+        kinds.append((kind, typed("likelihood", kind, options, taken=GIVEN)))
+        indices.append(named)
     if sorted(i for index in indices for i in index) != list(range(data_shape[0])):
         raise ValueError(
             f"expected columns=[(likelihood, columns), ...] to name each of the {data_shape[0]} "
@@ -121,19 +132,16 @@ def _kind(likelihood: Any) -> type[Likelihood]:
     """Return the class of that name."""
     if isinstance(likelihood, type) and issubclass(likelihood, Likelihood):
         return likelihood
-    known, queue = {}, [Likelihood]
+    known, queue = {}, list(Likelihood.__subclasses__())
     while queue:
         kind = queue.pop()
         queue += kind.__subclasses__()
-        if not inspect.isabstract(kind):
-            known[kind.__name__.lower()] = kind
-    name = str(likelihood).lower().replace("-", "").replace("_", "")
-    if name not in known or name == "mixed":
-        raise ValueError(
-            f"expected the likelihood of a group of columns by name, such as 'normal' or "
-            f"'categorical'; got {likelihood!r}"
-        )
-    return known[name]
+        if not inspect.isabstract(kind) and kind is not Mixed:
+            known[kind.__name__] = kind
+    found: type[Likelihood] = by_name(
+        "the likelihood of a group of columns", str(likelihood), known
+    )
+    return found
 
 
 class Masked(nn.Module):

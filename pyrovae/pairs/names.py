@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, cast
@@ -11,41 +10,10 @@ from torch import nn
 
 from pyrovae import likelihoods, nets, posteriors, priors
 from pyrovae.distributions import seeded
+from pyrovae.nets.naming import by_name, hyphenated, normalised, typed
 from pyrovae.pairs import vae
 
 Options = Mapping[str, Any]
-
-
-def normalised(name: str) -> str:
-    """Return a name without case, hyphens, underscores or a final "ELBO"."""
-    return name.lower().replace("-", "").replace("_", "").removesuffix("elbo")
-
-
-def hyphenated(name: str) -> str:
-    """Return a class's name as the command line writes it: VampPrior -> vamp-prior."""
-    name = name.removesuffix("_ELBO").removesuffix("ELBO").replace("_", "-")
-    pairs = zip(name, name[1:] + " ", strict=True)
-    return "".join(
-        c + "-" if c.islower() and following.isupper() else c for c, following in pairs
-    ).lower()
-
-
-def by_name(kind: str, name: str, choices: Mapping[str, Any]) -> Any:
-    """Return the choice of that name, compared without case, hyphen, underscore or final "ELBO".
-
-    Args:
-        kind: what is chosen, for the error.
-        name: what the user wrote.
-        choices: the objects by their Python names.
-
-    Raises:
-        ValueError: no such name; the message lists those there are.
-    """
-    for key, value in choices.items():
-        if normalised(key) == normalised(name):
-            return value
-    names = ", ".join(sorted(hyphenated(key) for key in choices))
-    raise ValueError(f"expected {kind} to be one of {names}; got {name!r}")
 
 
 def exported(module: ModuleType) -> dict[str, Any]:
@@ -207,46 +175,10 @@ def _make(
 ) -> Any:
     """Call `factory` with those of `given` that its signature asks for, and with the options."""
     takes = inspect.signature(factory).parameters
-    options = dict(options or {})
-    free = [key for key in takes if key not in given]
-    for key in options:
-        if key not in free:
-            raise ValueError(
-                f"expected options of {role} {hyphenated(factory.__name__)} among "
-                f"{', '.join(free) or '(none)'}; got {key!r}"
-            )
-    hints = typing.get_type_hints(vars(factory).get("__init__", factory))
-    for key, value in options.items():
-        hint = hints.get(key)
-        if isinstance(value, str) and isinstance(hint, type) and hint is not str:
-            if hint.__module__ != factory.__module__:
-                raise ValueError(f"expected {key} to be of type {hint.__name__}; got {value!r}")
-            options[key] = _object(key, value, hint)
-        elif isinstance(value, list):
-            options[key] = tuple(value)
+    chosen = typed(role, factory, options or {}, taken=given)
     try:
-        return factory(**{k: v for k, v in given.items() if k in takes}, **options)
+        return factory(**{k: v for k, v in given.items() if k in takes}, **chosen)
     except TypeError as error:
         raise ValueError(
-            f"{role} {hyphenated(factory.__name__)}, options {options}: {error}"
+            f"{role} {hyphenated(factory.__name__)}, options {chosen}: {error}"
         ) from None
-
-
-def _object(key: str, text: str, base: type) -> Any:
-    """Return the object that "name" or "name:argument,argument" names: a subclass of `base`."""
-    name, _, arguments = text.partition(":")
-    subclasses = {c.__name__: c for c in _subclasses(base)}
-    chosen = by_name(key, name, subclasses)
-    try:
-        return chosen(*(float(a) for a in arguments.split(",") if a))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected {key}={hyphenated(name)}[:numbers]; got {text!r}: {error}"
-        ) from None
-
-
-def _subclasses(base: type[Any]) -> list[type[Any]]:
-    found = list(base.__subclasses__())
-    for subclass in list(found):
-        found += _subclasses(subclass)
-    return found

@@ -67,6 +67,12 @@ class VAE(nn.Module):
             }  # fmt: skip
             if len(set(values.values())) > 1:
                 raise ValueError(f"expected parts of one {attribute}; got {values}")
+        if getattr(likelihood, "missing", False) and not getattr(posterior, "missing", True):
+            raise ValueError(
+                f"expected a posterior that takes missing entries, as the likelihood "
+                f"{type(likelihood).__name__} does; got {type(posterior).__name__}: build it with "
+                "missing=True"
+            )
         spaces = [getattr(part, "space", None) for part in (prior, posterior)]
         if None not in spaces and spaces[0] != spaces[1]:
             raise ValueError(
@@ -86,7 +92,7 @@ class VAE(nn.Module):
         self.register()
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(*c))
-            pyro.sample("x", self.likelihood(z, *self._shared(c)), obs=x)
+            pyro.sample("x", self.likelihood(z, *self.shared(c)), obs=x)
 
     def guide(self, x: Tensor, *c: Tensor) -> None:
         """Pyro guide q(z | x, c), site "z".
@@ -97,7 +103,7 @@ class VAE(nn.Module):
         """
         self.register()
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(x, *self._shared(c)))
+            pyro.sample("z", self.posterior(x, *self.shared(c)))
 
     def register(self) -> None:
         """Hand the parameters to Pyro's store, under names that are this instance's alone.
@@ -119,11 +125,11 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor, *c: Tensor) -> TorchDistribution:
         """Return q(z | x, c), batch shape (N,), event shape (latent_dim,)."""
-        return self.posterior(self._cast(x), *self._shared(c))
+        return self.posterior(self._cast(x), *self.shared(c))
 
     def decode(self, z: Tensor, *c: Tensor) -> TorchDistribution:
         """Return p(x | z, c), batch shape z.shape[:-1], event shape data_shape."""
-        return self.likelihood(self._cast(z), *self._shared(c))
+        return self.likelihood(self._cast(z), *self.shared(c))
 
     def sample(self, n: int, *c: Tensor, seed: int | None = 0, mean: bool = False) -> Tensor:
         """Draw n data from the generative model: z ~ p(z | c), then x ~ p(x | z, c).
@@ -162,7 +168,7 @@ class VAE(nn.Module):
         with torch.no_grad(), seeded(seed), evaluating(self):
             return mean_or_draw(self.decode(self.encode(x, *c).sample(), *c))
 
-    def _shared(self, c: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def shared(self, c: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the context that every part is given: all, or without the prior's index."""
         return c[1:] if getattr(self.prior, "indexed", False) else c
 

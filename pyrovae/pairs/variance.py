@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.distributions import seeded
+from pyrovae.distributions import Observed, seeded
 from pyrovae.likelihoods import Fixed, Masked, Normal, PerDimension, Predicted, Shared
 from pyrovae.nets import evaluating
 from pyrovae.pairs.vae import VAE
@@ -60,7 +60,10 @@ def fit_variance(vae: VAE, x: Tensor, *c: Tensor, num_particles: int = 10, seed:
             rows = x[start : start + ROWS].to(like)
             context = tuple(t[start : start + ROWS] for t in c)
             z = vae.encode(rows, *context).sample((num_particles,))
-            error = (rows - vae.decode(z, *context).mean).square().double().flatten(0, 1)
+            p_x = vae.decode(z, *context)
+            if isinstance(p_x, Observed):
+                rows = torch.where(p_x.seen(rows.expand_as(p_x.mean)), rows, torch.nan)
+            error = (rows - p_x.mean).square().double().flatten(0, 1)
             squares += error.nansum(over)
             count += (~error.isnan()).sum(over)
         sigma = (squares / count.clamp(min=1)).sqrt()

@@ -10,6 +10,7 @@ from pyrovae.data import Data
 from pyrovae.distributions import seeded
 from pyrovae.nets import evaluating
 from pyrovae.pairs import VAE
+from pyrovae.pairs.vae import mean_or_draw
 from pyrovae.plots.style import COLOURS, INK, MISSING, new_figure, plain, save
 from pyrovae.training import History
 
@@ -218,7 +219,7 @@ def manifold(vae: VAE, *, n: int = 16) -> "Figure":
     quantiles = torch.special.ndtri((torch.arange(n) + 0.5) / n)
     z = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)  # rows downwards: z[1] upwards
     with torch.no_grad(), evaluating(vae):
-        x = vae.decode(z).mean.cpu().reshape(n * n, *shape)
+        x = mean_or_draw(vae.decode(z)).cpu().reshape(n * n, *shape)
     x = torch.nn.functional.pad(x, (1, 1, 1, 1), value=float(x.min()))  # a gap between images
     height, width = x.shape[1:]
     mosaic = x.reshape(n, n, height, width).transpose(1, 2).reshape(n * height, n * width)
@@ -251,6 +252,7 @@ def save_all(path: Path, vae: VAE, data: Data, history_of_run: History) -> list[
         "elbo": history(history_of_run),
         "latent": latent(vae, x[:5000], data.labels["test"][:5000] if data.labels else None),
     }
-    if vae.likelihood.latent_dim == 2 and len(data.data_shape) == 2:
+    flat = vae.likelihood.latent_dim == 2 and getattr(vae.prior, "space", "real") == "real"
+    if flat and len(data.data_shape) == 2:
         figures["manifold"] = manifold(vae)
     return [save(figure, path / f"{name}.png") for name, figure in figures.items()]

@@ -79,9 +79,9 @@ class ExemplarPrior(OfPosterior):
             ValueError: fewer data than exemplars, or of another shape.
         """
         n = len(self.exemplars)
-        if x.shape[1:] != self.exemplars.shape[1:] or len(x) < n:
+        if x.shape[1:] != self.exemplars.shape[1:] or len(x) < max(n, 2):
             raise ValueError(
-                f"expected at least num_exemplars = {n} training data of shape "
+                f"expected at least num_exemplars = {n} training data, and two, of shape "
                 f"{tuple(self.exemplars.shape[1:])}; got {tuple(x.shape)}"
             )
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]
@@ -95,6 +95,12 @@ class ExemplarPrior(OfPosterior):
         if int(self.rows[0]) < 0:
             raise ValueError(
                 "expected exemplars; got none yet: call vae.prior.set_exemplars(train) first"
+            )
+        if self.training and not c:
+            raise ValueError(
+                "ExemplarPrior expected the index of each datum among the training data as context "
+                "in training, or a datum would be its own neighbour; got none: fit on "
+                "(x, torch.arange(len(x))), and validate with -1 for every datum"
             )
         if c and (c[0].is_floating_point() or c[0].dim() != 1):
             raise ValueError(

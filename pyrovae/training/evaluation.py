@@ -229,13 +229,15 @@ def record(
     parts, exactly = [], []
     chunks = x.split(CHUNK)
     bar = tqdm(chunks, unit_scale=CHUNK, unit="data", disable=None, leave=False)
+    leaves_out = split == "train" and getattr(vae.prior, "indexed", False)
     for i, rows in enumerate(bar):
+        index = (torch.arange(i * CHUNK, i * CHUNK + len(rows)),) if leaves_out else ()
         noise = seed * len(chunks) + i  # of each chunk its own, or their errors would add up
         if method is not None:  # first: it may refuse
-            exactly.append(method(vae.model, vae.guide, rows))
+            exactly.append(method(vae.model, vae.guide, rows, *index))
         parts.append(
             summarise(
-                vae.model, vae.guide, rows,
+                vae.model, vae.guide, rows, *index,
                 num_particles=num_particles, seed=noise, with_khat=method is not None,
             )
         )  # fmt: skip

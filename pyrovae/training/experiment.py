@@ -125,7 +125,8 @@ def train(
     if standardize and len(loaded.data_shape) == 1 and loaded.levels is None:
         columns = on_the_real_line(vae.likelihood).nonzero().flatten().tolist()
         loaded = datasets.standardize(loaded, columns) if columns else loaded
-    vae.likelihood.start_at_mean(loaded.train)
+    seen = _as_seen(loaded)
+    vae.likelihood.start_at_mean(seen)
     training = {
         "objective": objective, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
     }  # fmt: skip
@@ -139,6 +140,8 @@ def train(
     check_arguments(epochs, batch_size, lr)
     path = rundir.next_free("runs", loaded.name) if run is None else run
     say(_headline(loaded, vae, path))
+    if hasattr(vae.prior, "set_exemplars"):
+        vae.prior.set_exemplars(seen)
     train_on, held_out = _indexed(vae, loaded)
     history = fit(
         vae.model, vae.guide, train_on, objective=chosen_objective, epochs=epochs,
@@ -183,16 +186,16 @@ def _exemplar_options(prior: str, n: int) -> dict[str, Any]:
     return {"num_exemplars": min(default, n)} if isinstance(default, int) else {}
 
 
-def _indexed(vae: VAE, loaded: datasets.Data) -> tuple[Any, Any]:
-    """Return the training and the validation data as `fit` takes them, with the index if need be.
+def _as_seen(loaded: datasets.Data) -> Tensor:
+    """Return the training data as the pair sees them: one draw of what is drawn afresh."""
+    if loaded.transform is None:
+        return loaded.train
+    return loaded.transform(loaded.train, torch.Generator().manual_seed(0))
 
-    A prior made of training data, which it takes by `set_exemplars`, sees them as the model does.
-    """
+
+def _indexed(vae: VAE, loaded: datasets.Data) -> tuple[Any, Any]:
+    """Return training and validation data as `fit` takes them, with the index if need be."""
     x, held_out = loaded.train, loaded.validation
-    if hasattr(vae.prior, "set_exemplars"):
-        generator = torch.Generator().manual_seed(0)
-        seen: Tensor = x if loaded.transform is None else loaded.transform(x, generator)
-        vae.prior.set_exemplars(seen)
     if not getattr(vae.prior, "indexed", False):
         return x, held_out
     return (x, torch.arange(len(x))), (held_out, torch.full((len(held_out),), -1))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyrovae.distributions import seeded
-from pyrovae.importance import check_support, find_modules, inspect, log_terms
+from pyrovae.importance import Structure, check_support, find_modules, inspect, log_terms
 from pyrovae.nets import evaluating
 from pyrovae.objectives import with_beta
 from pyrovae.optimise import Optimizer, Schedule, adam, descend
@@ -223,10 +223,22 @@ class _Pair:
             for batch in batches:
                 structure = inspect(self.model, self.guide, *batch, modules=self.modules)
                 self.valid = not structure.problems
+                self._check_draws(structure)
                 if structure.datum is None:
                     return
                 check_support(structure.datum, batch[0], row)
                 row += len(batch[0])
+
+    def _check_draws(self, structure: Structure) -> None:
+        """Refuse draws without a gradient where the objective has none for them."""
+        for site in structure.latents:
+            if isinstance(self.objective, TraceMeanField_ELBO) and not site.reparameterised:
+                raise ValueError(
+                    f"site {site.name!r}: expected draws with a gradient (rsample) for "
+                    f"TraceMeanField_ELBO; got {site.distribution}: take Trace_ELBO (--objective "
+                    "trace), which has the score function's, or a guide such as straight-through "
+                    "or gumbel-softmax"
+                )
 
     @contextlib.contextmanager
     def own_store(self) -> Iterator[None]:
