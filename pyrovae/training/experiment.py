@@ -126,7 +126,8 @@ def train(
         columns = on_the_real_line(vae.likelihood).nonzero().flatten().tolist()
         loaded = datasets.standardize(loaded, columns) if columns else loaded
     seen = _as_seen(loaded)
-    vae.likelihood.start_at_mean(seen)
+    # of values binarised afresh the grey ones are the mean, of levels made real one draw will do
+    vae.likelihood.start_at_mean(seen if dequantize else loaded.train)
     training = {
         "objective": objective, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
     }  # fmt: skip

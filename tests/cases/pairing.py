@@ -14,7 +14,8 @@ def shipped(prior: Case, posterior: Case, likelihood: Case) -> VAE:
         ValueError: parts that do not go together.
     """
     p_x = likelihood.build()
-    q = posterior.build(shape=p_x.data_shape)
+    missing = {"missing": True} if getattr(p_x, "missing", False) else {}
+    q = replace(posterior, options=posterior.options | missing).build(shape=p_x.data_shape)
     own = {"posterior": lambda: q} if "posterior" in prior.options else {}
     if "exemplars" in prior.options:
         own["exemplars"] = lambda: prior.options["exemplars"]().reshape(-1, *p_x.data_shape)
