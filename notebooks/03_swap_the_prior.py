@@ -239,6 +239,7 @@ def integrated(vae, z, area):
     return whole, coarse.logsumexp(1) + (4 * area).log()
 
 
+# %%
 def ranked(log_evidence):
     """Return a table of log p(x), each (N,), best first, with paired differences."""
     table = pd.DataFrame()
