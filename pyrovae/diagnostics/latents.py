@@ -73,8 +73,8 @@ def active_units(
     Example:
         >>> from pyrovae import build
         >>> vae = build(data_shape=(4,), latent_dim=2)
-        >>> active_units(vae.model, vae.guide, torch.ones(3, 4)).count  # all data are alike
-        0
+        >>> active_units(vae.model, vae.guide, torch.rand(9, 4).round()).variance.shape
+        torch.Size([2])
     """
     if not isinstance(num_draws, int) or num_draws < 2 or num_draws % 2:
         raise ValueError(f"expected num_draws to be an even whole number >= 2; got {num_draws!r}")
