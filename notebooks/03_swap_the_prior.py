@@ -447,8 +447,8 @@ print(f"{len(q.loc)} pseudo-inputs, a pixel's standard deviation over them {spre
 # learnt prior can save. In the plane it was under a nat, and saving it did not decide which pair
 # had the higher $\log p(x)$: two numbers tell little of an image, and how well encoder and decoder
 # used them mattered more. In ten dimensions the price is higher, and there the learnt priors are
-# ahead by nats, at every $K$; by more than they save on the price, so that encoder and decoder are
-# the better for it too. (On scikit-learn's small digits, where this notebook goes without
+# ahead by nats, at every $K$, and by more than the difference in price: encoder and decoder
+# train otherwise too. (On scikit-learn's small digits, where this notebook goes without
 # MNIST, the four come out within about two errors of one another.) All of this is *one seed each*:
 # the paired error is over images alone, and the two runs of the standard normal show how far a seed
 # moves the figure. No setting was tuned for any prior, the training is short, and the bounds of
