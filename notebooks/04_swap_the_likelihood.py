@@ -602,7 +602,8 @@ for (word, vae), colour in zip(fits.items(), (BLUE, INK, GREEN, RED), strict=Tru
     left.plot(range(top), share, color=colour, label=word, lw=1.3)
     right.loglog(draws.mean(0), draws.var(0), ".", color=colour, label=word)
 left.set(xlabel=f"count in column {column}", ylabel="share of rows", yscale="log")
-right.set(xlabel="mean of a column", ylabel="its variance")
+right.set(xlabel="mean of a column", ylabel="its variance", xticks=[2, 5, 10, 20])
+right.xaxis.set(major_formatter="{x:g}", minor_formatter="")  # or they lie on one another
 left.legend(frameon=False, fontsize=7.5)
 plt.show()
 
