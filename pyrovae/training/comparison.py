@@ -165,7 +165,7 @@ def paired(x: Tensor, y: Tensor) -> tuple[float, float | None]:
         x: (N,).
         y: (N,), of the same data.
     """
-    difference = x.double() - y.double()
+    difference = (x.double() - y.double()).detach()
     n = len(difference)
     return float(difference.mean()), float(difference.std() / math.sqrt(n)) if n > 1 else None
 
