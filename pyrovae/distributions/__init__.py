@@ -26,7 +26,7 @@ from pyrovae.distributions.missing import (
 )
 from pyrovae.distributions.mixtures import PathwiseMixture
 from pyrovae.distributions.normals import MixtureOfNormals, diagonal_normal
-from pyrovae.distributions.seeding import seeded
+from pyrovae.distributions.seeding import mixed, seeded
 from pyrovae.distributions.sphere import VonMisesFisher
 from pyrovae.distributions.unit import ContinuousBernoulli
 
@@ -54,6 +54,7 @@ __all__ = [
     "ZeroInflated",
     "diagonal_normal",
     "observed",
+    "mixed",
     "seeded",
     "split_mask",
 ]

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,21 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def mixed(seed: int, *numbers: int) -> int:
+    """Return a seed for one part of the work, made of the whole's seed and the part's numbers.
+
+    Args:
+        seed: of the whole.
+        *numbers: of the part, such as its first row; not negative.
+
+    Example:
+        >>> mixed(0, 1) != mixed(1, 0)
+        True
+    """
+    words = np.random.SeedSequence([seed % 2**64, *numbers]).generate_state(1, np.uint64)
+    return int(words[0]) % 2**63
 
 
 def choose(logits: Tensor, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008

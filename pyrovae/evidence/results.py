@@ -1,9 +1,13 @@
 """What the estimators of log p(x) return."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+TRUSTED_KHAT, TRUSTED_SIZE = 0.5, 100  # below and above which an error of weights is a normal's
 
 
 @dataclass(frozen=True)
@@ -12,15 +16,57 @@ class Evidence:
 
     Attributes:
         log_evidence: the estimate, (N,).
-        standard_error: its standard error, (N,).
-        lower: the estimate itself, whose expectation is a lower bound, (N,).
+        standard_error: its standard error, (N,), to be trusted where `trusted`.
+        lower: a lower bound in expectation, (N,): E[p-hat] = p(x), so E[log p-hat] <= log p(x).
         effective_sample_size: (sum w)^2 / sum w^2, (N,).
+        num_particles: draws, or chains, behind it, (N,).
+        khat: Pareto k-hat of the weights, (N,); None where there are too few to fit it.
+        upper: an upper bound in expectation, (N,), where there is one.
     """
 
     log_evidence: Tensor
     standard_error: Tensor
     lower: Tensor
     effective_sample_size: Tensor
+    num_particles: Tensor
+    khat: Tensor | None = None
+    upper: Tensor | None = None
+
+    @property
+    def trusted(self) -> Tensor:
+        """Is the standard error to be trusted: k-hat < 0.5, more than 100 effective draws? (N,)."""
+        if self.khat is None:
+            return torch.zeros_like(self.log_evidence, dtype=torch.bool)
+        return (self.khat < TRUSTED_KHAT) & (self.effective_sample_size > TRUSTED_SIZE)
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return an interval for log p(x), two-sided where it is honest to give one.
+
+        Where `trusted`: log_evidence +- z standard errors. Elsewhere the weights may have no
+        variance, and what holds whatever they are is Markov's inequality,
+        P(log p-hat > log p(x) + b) <= e^-b: so log p(x) >= log p-hat - log(1 / (1 - level)) with
+        probability `level`, and there is no upper end.
+
+        Args:
+            level: probability that it covers log p(x), in (0, 1).
+
+        Returns:
+            Lower and upper ends, each (N,); the upper is inf where there is none.
+
+        Raises:
+            ValueError: level is out of its range.
+
+        Source: Grosse et al. (2015), section 2.2.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"expected level to lie between 0 and 1; got {level}")
+        z = float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))
+        bound = self.log_evidence + math.log(1 - level)
+        half = z * self.standard_error
+        return (
+            torch.where(self.trusted, self.log_evidence - half, bound),
+            torch.where(self.trusted, self.log_evidence + half, math.inf),
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ with `.to_event`; the same latent sites on both sides; and row n of both depends
 `c` alone.
 """
 
+from pyrovae.importance.draws import Draws, posterior_draws, prior_draws
 from pyrovae.importance.structure import (
     Plate,
     Site,
@@ -29,6 +30,7 @@ from pyrovae.importance.weights import (
 )
 
 __all__ = [
+    "Draws",
     "Plate",
     "Site",
     "Structure",
@@ -42,6 +44,8 @@ __all__ = [
     "log_joint",
     "log_terms",
     "log_weights",
+    "posterior_draws",
+    "prior_draws",
     "simulate",
     "site_log_probs",
     "weighted_data",

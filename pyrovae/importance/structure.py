@@ -158,8 +158,15 @@ def traces(
     """Run the guide, then the model with the guide's latents; nothing shows outside."""
     with poutine.block(hide_types=["sample", "observe"]), Repeated():
         guide_trace = poutine.trace(guide).get_trace(x, *c)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, *c)
-    return model_trace, guide_trace
+    return replayed(model, guide_trace, x, c), guide_trace
+
+
+def replayed(
+    model: Callable, guide_trace: poutine.Trace, x: Tensor, c: Sequence[Tensor]
+) -> poutine.Trace:
+    """Run the model with the guide's latents."""
+    with poutine.block(hide_types=["sample", "observe"]), Repeated():
+        return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, *c)
 
 
 def _why_not(model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor]) -> str | None:

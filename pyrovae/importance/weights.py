@@ -17,6 +17,7 @@ from pyrovae.importance.structure import (
     check_values,
     find_modules,
     inspect,
+    replayed,
     samples,
     traces,
 )
@@ -42,17 +43,17 @@ class Terms(NamedTuple):
         return self.log_likelihood + self.log_prior - self.log_guide
 
 
-def _log_prob(site: Any, rows: int) -> Tensor:
-    """Return log p of a site, (rows,): masked, but without the plate's or any other scale."""
+def _log_prob(site: Any, *rows: int) -> Tensor:
+    """Return log p of a site, of shape `rows`: masked, but without the plate's or other scales."""
     try:
         log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except ValueError:
         check_values(site["name"], site["fn"], site["value"])  # says more than torch does
         raise
     log_p = scale_and_mask(log_p, mask=site["mask"])
-    if tuple(log_p.shape) != (rows,):
+    if tuple(log_p.shape) != rows:
         raise ValueError(
-            f"site {site['name']!r}: expected a log-density of shape ({rows},), one a row; got "
+            f"site {site['name']!r}: expected a log-density of shape {rows}, one a row; got "
             f"{tuple(log_p.shape)}: is each row's distribution a function of that row alone?"
         )
     return log_p
@@ -123,10 +124,18 @@ def _pass(
     model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor], k: int
 ) -> tuple[Terms, Any]:
     """Return the terms (k, N) at k draws a datum, and p(x|z) of batch shape (k * N,)."""
-    n, x, c = len(x), _repeat(x, k), [_repeat(t, k) for t in c]
-    model_trace, guide_trace = traces(model, guide, x, c)
-    likelihood, prior, posterior = x.new_zeros(len(x)), x.new_zeros(len(x)), x.new_zeros(len(x))
-    datum = None
+    n = len(x)
+    drawn = _encoded_once(guide, x, c, k) if k > 1 else None
+    x, c = _repeat(x, k), [_repeat(t, k) for t in c]
+    if drawn is None:
+        model_trace, guide_trace = traces(model, guide, x, c)
+        posterior = x.new_zeros(len(x))
+        for site in samples(guide_trace).values():
+            posterior = posterior + _log_prob(site, len(x))
+    else:
+        guide_trace, posterior = drawn
+        model_trace = replayed(model, guide_trace, x, c)
+    likelihood, prior, datum = x.new_zeros(len(x)), x.new_zeros(len(x)), None
     for site in samples(model_trace).values():
         if site["value"] is x:
             datum = site["fn"]
@@ -134,9 +143,34 @@ def _pass(
             likelihood = likelihood + _log_prob(site, len(x))
         else:
             prior = prior + _log_prob(site, len(x))
-    for site in samples(guide_trace).values():
-        posterior = posterior + _log_prob(site, len(x))
     return Terms(*(t.reshape(k, n) for t in (likelihood, prior, posterior))), datum
+
+
+def _encoded_once(
+    guide: Callable, x: Tensor, c: Sequence[Tensor], k: int
+) -> tuple[poutine.Trace, Tensor] | None:
+    """Draw k values a datum from a guide that ran once, or return None where that will not do.
+
+    It does where the guide has a single site with `rsample`: no other draw can have entered its
+    distribution, so k draws of this are those of k rows alike, noise and all, for the price of one.
+    (To run it draws a value, which must not move the generator.)
+
+    Returns:
+        A trace that holds k * N values, and log q(z|x), (k * N,).
+    """
+    with seeded(0), poutine.block(hide_types=["sample", "observe"]), Repeated():
+        trace = poutine.trace(guide).get_trace(x, *c)
+    sites = list(samples(trace).values())
+    if len(sites) != 1:
+        return None
+    (site,) = sites
+    if not site["fn"].has_rsample or tuple(site["fn"].batch_shape) != (len(x),):
+        return None
+    z = site["fn"]((k,))
+    log_q = _log_prob(site | {"value": z}, k, len(x)).flatten()
+    drawn = poutine.Trace()  # of the site alone: the plate's indices are those of the model's run
+    drawn.add_node(site["name"], **site | {"value": z.flatten(0, 1)})
+    return drawn, log_q
 
 
 def weighted_data(

@@ -1,5 +1,6 @@
 """Semi-amortised inference: the guide's output, improved datum by datum."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from pyrovae.distributions import seeded
 from pyrovae.nets import find_modules
 
+MAX_ROWS, MAX_ELEMENTS = 2**16, 2**23  # rows, and numbers of x, of one pass
 BETAS, EPS = (0.9, 0.99), 1e-8  # of Adam
 
 
@@ -86,16 +88,26 @@ class Refined(nn.Module):
         """Run the guide with its latents' distributions refined."""
         _, guide = self.functions
         keep_graph = torch.is_grad_enabled()
-        with _hidden(), Repeated(), _Given({}) as seen:
+        with seeded(0), _hidden(), Repeated(), _Given({}) as seen:  # its draw is not the guide's
             guide(x, *c)
         families = {name: _Family(name, fn) for name, fn in seen.distributions.items()}
-        with torch.enable_grad():
-            moves = self._ascend(families, x, c, keep_graph)
+        blocks = torch.arange(len(x)).split(self._rows_at_once(families, x))
+        ascended = []
+        for rows in (slice(int(some[0]), int(some[-1]) + 1) for some in blocks):
+            some = {name: f.at(rows) for name, f in families.items()}
+            with torch.enable_grad():
+                ascended.append(self._ascend(some, x[rows], [t[rows] for t in c], keep_graph))
+        moves = [torch.cat(move) for move in zip(*ascended, strict=True)]
         final = {
             name: f.moved(move) for (name, f), move in zip(families.items(), moves, strict=True)
         }
         with _Given(final):
             return guide(x, *c)
+
+    def _rows_at_once(self, families: dict[str, "_Family"], x: Tensor) -> int:
+        """Return how many rows may ascend together, 2 d points each: memory stays bounded."""
+        points = 2 * sum(f.dim for f in families.values())
+        return max(1, min(MAX_ROWS, MAX_ELEMENTS // max(1, x[0].numel())) // points)
 
     def _ascend(
         self, families: dict[str, "_Family"], x: Tensor, c: Sequence[Tensor], keep_graph: bool
@@ -152,6 +164,12 @@ class _Family:
         self.loc = base.loc.reshape(*batch, -1)
         self.scale = base.scale_tril if self.full else base.scale.reshape(*batch, -1)
         self.dim = self.loc.shape[-1]
+
+    def at(self, rows: slice) -> "_Family":
+        """Return those of some rows."""
+        some = copy.copy(self)
+        some.loc, some.scale = self.loc[rows], self.scale[rows]
+        return some
 
     @property
     def num_moves(self) -> int:

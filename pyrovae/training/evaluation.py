@@ -18,6 +18,7 @@ from pyrovae.evidence import (
     enumeration,
     exact,
     linear_gaussian,
+    pareto,
     quadrature,
     summarise,
 )
@@ -227,6 +228,7 @@ def record(
         The figures, see `figures`.
     """
     parts, exactly = [], []
+    fits = num_particles >= pareto.MIN_DRAWS
     chunks = x.split(CHUNK)
     bar = tqdm(chunks, unit_scale=CHUNK, unit="data", disable=None, leave=False)
     leaves_out = split == "train" and getattr(vae.prior, "indexed", False)
@@ -238,7 +240,7 @@ def record(
         parts.append(
             summarise(
                 vae.model, vae.guide, rows, *index,
-                num_particles=num_particles, seed=noise, with_khat=method is not None,
+                num_particles=num_particles, seed=noise, with_khat=fits or method is not None,
             )
         )  # fmt: skip
     summary = _joined(parts)
@@ -251,13 +253,13 @@ def record(
         "standard_error": summary.evidence.standard_error,
         "effective_sample_size": summary.evidence.effective_sample_size,
     }
+    if summary.khat is not None:
+        each["khat"] = summary.khat
     if exactly:
-        assert summary.khat is not None
         each |= {
             "importance_log_evidence": each["log_evidence"],
             "log_evidence": torch.cat([e.log_evidence for e in exactly]).cpu() + gain,
             "error": torch.cat([e.error for e in exactly]).cpu(),
-            "khat": summary.khat,
         }
     found = {"split": split} | figures(each, vae, data, x)
     found |= {"num_particles": num_particles, "seed": seed, "sha256": sha256}
@@ -292,11 +294,11 @@ def _joined(parts: list[Summary]) -> Summary:
     def cat(tensors: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(tensors)).cpu()
 
-    names = [field.name for field in fields(Evidence)]
+    each = [{f.name: getattr(p.evidence, f.name) for f in fields(Evidence)} for p in parts]
+    known = [name for name, value in each[0].items() if value is not None]
     return Summary(
         reconstruction=cat(p.reconstruction for p in parts),
         kl=cat(p.kl for p in parts),
         elbo=cat(p.elbo for p in parts),
-        evidence=Evidence(**{n: cat(getattr(p.evidence, n) for p in parts) for n in names}),
-        khat=None if parts[0].khat is None else cat(p.khat for p in parts if p.khat is not None),
+        evidence=Evidence(**{name: cat(e[name] for e in each) for name in known}),
     )

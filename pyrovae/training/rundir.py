@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pyrovae.evidence.progress import write
 from pyrovae.importance import find_modules
 from pyrovae.pairs import VAE, build
 from pyrovae.training.history import History
@@ -54,23 +53,6 @@ def next_free(parent: str | Path, name: str) -> Path:
     while (Path(parent) / f"{name}-{number}").exists():
         number += 1
     return Path(parent) / f"{name}-{number}"
-
-
-def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Let `writer` write a temporary file, then move it to `path` in one go."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        writer(temporary)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
