@@ -15,6 +15,7 @@ from pyrovae import (
     priors,
     testing,
 )
+from pyrovae.convert import to_arviz
 from pyrovae.importance import log_weights
 from pyrovae.pairs import VAE, build
 from pyrovae.training import fit, load
@@ -38,4 +39,5 @@ __all__ = [
     "posteriors",
     "priors",
     "testing",
+    "to_arviz",
 ]
