@@ -1,5 +1,6 @@
 """Estimators of the evidence log p(x), one idea a file."""
 
+from pyrovae.evidence.annealed import ais
 from pyrovae.evidence.choice import exact
 from pyrovae.evidence.closed import linear_gaussian
 from pyrovae.evidence.discrete import enumeration
@@ -15,14 +16,18 @@ from pyrovae.evidence.importance_weighted import Summary, iwae, summarise
 from pyrovae.evidence.imputation import Imputation, impute
 from pyrovae.evidence.lattice import quadrature
 from pyrovae.evidence.results import Evidence, ExactEvidence
+from pyrovae.evidence.two_sided import Bidirectional, bidirectional
 
 __all__ = [
+    "Bidirectional",
     "Evidence",
     "ExactEvidence",
     "Identity",
     "IdentityRecorder",
     "Imputation",
     "Summary",
+    "ais",
+    "bidirectional",
     "elbo_of_evidence",
     "elbo_of_joint",
     "elbo_of_reconstruction",

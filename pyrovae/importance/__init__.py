@@ -20,6 +20,7 @@ from pyrovae.importance.structure import (
 from pyrovae.importance.weights import (
     Terms,
     enumerate_latents,
+    guide_density,
     guide_distributions,
     log_joint,
     log_terms,
@@ -39,6 +40,7 @@ __all__ = [
     "check_support",
     "enumerate_latents",
     "find_modules",
+    "guide_density",
     "guide_distributions",
     "inspect",
     "log_joint",

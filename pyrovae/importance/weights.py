@@ -158,19 +158,49 @@ def _encoded_once(
     Returns:
         A trace that holds k * N values, and log q(z|x), (k * N,).
     """
-    with seeded(0), poutine.block(hide_types=["sample", "observe"]), Repeated():
-        trace = poutine.trace(guide).get_trace(x, *c)
-    sites = list(samples(trace).values())
-    if len(sites) != 1:
-        return None
-    (site,) = sites
-    if not site["fn"].has_rsample or tuple(site["fn"].batch_shape) != (len(x),):
+    site = _only_site(guide, x, c)
+    if site is None or not site["fn"].has_rsample:
         return None
     z = site["fn"]((k,))
     log_q = _log_prob(site | {"value": z}, k, len(x)).flatten()
     drawn = poutine.Trace()  # of the site alone: the plate's indices are those of the model's run
     drawn.add_node(site["name"], **site | {"value": z.flatten(0, 1)})
     return drawn, log_q
+
+
+def _only_site(guide: Callable, x: Tensor, c: Sequence[Tensor]) -> Any:
+    """Return the guide's site as one run made it, or None where it has several."""
+    with seeded(0), poutine.block(hide_types=["sample", "observe"]), Repeated():
+        sites = list(samples(poutine.trace(guide).get_trace(x, *c)).values())
+    return sites[0] if len(sites) == 1 and tuple(sites[0]["fn"].batch_shape) == (len(x),) else None
+
+
+def guide_density(
+    guide: Callable, x: Tensor, *c: Tensor, modules: Sequence[nn.Module] = ()
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """Return log q(z|x) as a function of z; a guide of a single site runs just once.
+
+    Args:
+        guide: Pyro guide of (x, *c).
+        x: data (N, ...).
+        *c: context, N rows each.
+        modules: those that the guide holds in its closure.
+
+    Returns:
+        A function of latents by site (K, N, *event_shape) that gives (K, N), in nats.
+    """
+    found = find_modules(guide, modules=modules)
+    x, c = batched(x, c, found)
+    with torch.no_grad(), evaluating(*found):
+        site = _only_site(guide, x, c)
+
+    def log_q(latents: Mapping[str, Tensor]) -> Tensor:
+        if site is None:
+            return log_joint(guide, latents, x, *c, modules=modules)
+        value = latents[site["name"]]
+        return _log_prob(site | {"value": value}, len(value), len(x))
+
+    return log_q
 
 
 def weighted_data(
