@@ -16,6 +16,7 @@ from pyrovae.evidence.importance_weighted import Summary, iwae, summarise
 from pyrovae.evidence.imputation import Imputation, impute
 from pyrovae.evidence.lattice import quadrature
 from pyrovae.evidence.results import Evidence, ExactEvidence
+from pyrovae.evidence.sampling import PosteriorDraws, nuts
 from pyrovae.evidence.two_sided import Bidirectional, bidirectional
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Identity",
     "IdentityRecorder",
     "Imputation",
+    "PosteriorDraws",
     "Summary",
     "ais",
     "bidirectional",
@@ -37,6 +39,7 @@ __all__ = [
     "impute",
     "iwae",
     "linear_gaussian",
+    "nuts",
     "quadrature",
     "summarise",
 ]
