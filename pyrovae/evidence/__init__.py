@@ -14,6 +14,7 @@ from pyrovae.evidence.duality import (
 )
 from pyrovae.evidence.importance_weighted import Summary, iwae, summarise
 from pyrovae.evidence.imputation import Imputation, impute
+from pyrovae.evidence.inference import Gaps, gaps, generalisation
 from pyrovae.evidence.lattice import quadrature
 from pyrovae.evidence.results import Evidence, ExactEvidence
 from pyrovae.evidence.sampling import PosteriorDraws, nuts
@@ -23,6 +24,7 @@ __all__ = [
     "Bidirectional",
     "Evidence",
     "ExactEvidence",
+    "Gaps",
     "Identity",
     "IdentityRecorder",
     "Imputation",
@@ -35,6 +37,8 @@ __all__ = [
     "elbo_of_reconstruction",
     "enumeration",
     "exact",
+    "gaps",
+    "generalisation",
     "identity",
     "impute",
     "iwae",

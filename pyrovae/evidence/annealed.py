@@ -1,5 +1,6 @@
 """Annealed importance sampling: from a start that can be drawn, in steps, to p(z|x)."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def ais(
 def as_evidence(log_w: Tensor) -> Evidence:
     """Return the estimate that log weights (K, N) make."""
     k, log_w = len(log_w), log_w.double().cpu()
-    log_evidence = log_w.logsumexp(0) - torch.tensor(float(k)).log()
+    log_evidence = log_w.logsumexp(0) - math.log(k)
     size = (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
     error = ((k / size - 1).clamp(min=0) / max(k - 1, 1e-300)).sqrt()
     return Evidence(

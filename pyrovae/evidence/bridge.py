@@ -65,7 +65,7 @@ class Bridge:
                 ) from None
         self.log_guide = guide_density(guide, x, *c, modules=modules) if start == "guide" else None
         with torch.no_grad():
-            drawn = self._draws(SCALE_DRAWS)
+            drawn = self._draws(SCALE_DRAWS, seed=0)
             self.shapes = {name: tuple(u.shape[2:]) for name, u in drawn.items()}
             z = self._flat(drawn)
         self.dim = z.shape[-1]
@@ -122,17 +122,17 @@ class Bridge:
         """Return z (..., d) on the line for latents by site (..., *event_shape)."""
         return self._flat({name: self.maps[name].inv(latents[name]) for name in self.maps})
 
-    def _draws(self, k: int) -> dict[str, Tensor]:
+    def _draws(self, k: int, seed: int | None = None) -> dict[str, Tensor]:
         """Return k draws a datum by site, on the line, (k, N, *shape)."""
         x, *c = (t.repeat(k, *[1] * (t.dim() - 1)) for t in (self.x, *self.c))
         source = self.guide if self.start == "guide" else self.model
-        drawn = simulate(source, x, *c, seed=None, modules=self.modules)
+        drawn = simulate(source, x, *c, seed=seed, modules=self.modules)
         line = {name: mapped.inv(drawn[name]) for name, mapped in self.maps.items()}
         return {name: u.reshape(k, len(self.x), *u.shape[1:]) for name, u in line.items()}
 
     def _flat(self, line: Mapping[str, Tensor]) -> Tensor:
         """Join sites on the line, of which two dimensions come before the event's."""
-        return torch.cat([line[name].flatten(2) for name in self.maps], -1)
+        return torch.cat([line[name].reshape(*line[name].shape[:2], -1) for name in self.maps], -1)
 
     def _on_the_line(self, z: Tensor) -> dict[str, Tensor]:
         parts = z.split([math.prod(shape) for shape in self.shapes.values()], -1)
@@ -155,6 +155,6 @@ class Bridge:
         if self.log_guide is not None:
             log_p = log_joint(self.model, latents, self.x, *self.c, modules=self.modules)
             return self.log_guide(latents), log_p
-        log_p = site_log_probs(self.model, latents, self.x, *self.c, modules=self.modules)
-        prior = torch.stack([log_p[name] for name in latents]).sum(0)
-        return prior, torch.stack(list(log_p.values())).sum(0)
+        sites = site_log_probs(self.model, latents, self.x, *self.c, modules=self.modules)
+        prior = torch.stack([sites[name] for name in latents]).sum(0)
+        return prior, torch.stack(list(sites.values())).sum(0)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from pyrovae.evidence.annealed import ROWS, Settings, as_evidence, backward, forward, plan

@@ -90,7 +90,7 @@ class Refined(nn.Module):
         keep_graph = torch.is_grad_enabled()
         with seeded(0), _hidden(), Repeated(), _Given({}) as seen:  # its draw is not the guide's
             guide(x, *c)
-        families = {name: _Family(name, fn) for name, fn in seen.distributions.items()}
+        families = {name: Family(name, fn) for name, fn in seen.distributions.items()}
         blocks = torch.arange(len(x)).split(self._rows_at_once(families, x))
         ascended = []
         for rows in (slice(int(some[0]), int(some[-1]) + 1) for some in blocks):
@@ -104,13 +104,13 @@ class Refined(nn.Module):
         with _Given(final):
             return guide(x, *c)
 
-    def _rows_at_once(self, families: dict[str, "_Family"], x: Tensor) -> int:
+    def _rows_at_once(self, families: dict[str, "Family"], x: Tensor) -> int:
         """Return how many rows may ascend together, 2 d points each: memory stays bounded."""
         points = 2 * sum(f.dim for f in families.values())
         return max(1, min(MAX_ROWS, MAX_ELEMENTS // max(1, x[0].numel())) // points)
 
     def _ascend(
-        self, families: dict[str, "_Family"], x: Tensor, c: Sequence[Tensor], keep_graph: bool
+        self, families: dict[str, "Family"], x: Tensor, c: Sequence[Tensor], keep_graph: bool
     ) -> list[Tensor]:
         """Return the moves (N, P) of each site after the ascent, by Adam."""
         model, guide = self.functions
@@ -142,7 +142,7 @@ class Refined(nn.Module):
         return moves if keep_graph else [m.detach() for m in moves]
 
 
-class _Family:
+class Family:
     """The normals of one site, N rows, in coordinates in which the guide's own is the origin.
 
     z = m + L delta + L T e with e ~ N(0, I): delta moves the mean in units of the guide's standard
@@ -153,7 +153,7 @@ class _Family:
         base = fn.base_dist if isinstance(fn, dist.Independent) else fn
         self.shape = tuple(fn.event_shape)
         self.full = isinstance(base, torch.distributions.MultivariateNormal)
-        if not self.full and not isinstance(base, torch.distributions.Normal):
+        if not self.is_normal(fn):
             raise ValueError(
                 f"site {name!r}: expected a normal guide, independent or full-rank, to refine; got "
                 f"{type(base).__name__}"
@@ -165,7 +165,19 @@ class _Family:
         self.scale = base.scale_tril if self.full else base.scale.reshape(*batch, -1)
         self.dim = self.loc.shape[-1]
 
-    def at(self, rows: slice) -> "_Family":
+    @staticmethod
+    def is_normal(fn: Any) -> bool:
+        """Is it a normal, independent or full-rank?"""
+        base = fn.base_dist if isinstance(fn, dist.Independent) else fn
+        kinds = (torch.distributions.Normal, torch.distributions.MultivariateNormal)
+        return isinstance(base, kinds)
+
+    def widen(self) -> None:
+        """Take full-rank normals from here on; at no move they are the same."""
+        if not self.full:
+            self.full, self.scale = True, torch.diag_embed(self.scale)
+
+    def at(self, rows: slice) -> "Family":
         """Return those of some rows."""
         some = copy.copy(self)
         some.loc, some.scale = self.loc[rows], self.scale[rows]
@@ -195,9 +207,24 @@ class _Family:
 
     def point(self, move: Tensor, e: Tensor) -> Tensor:
         """Return z = m + L e after a move at points e (K, d): (K * N, *event_shape)."""
+        points = self.points(move, e.unsqueeze(1).expand(-1, len(self.loc), -1))
+        return points.reshape(-1, *self.shape)
+
+    def points(self, move: Tensor, e: Tensor) -> Tensor:
+        """Return z = m + L e after a move at points of each datum, e (K, N, d): (K, N, d)."""
         loc, scale = self._parameters(move)
-        off = torch.einsum("nij,kj->kni", scale, e) if self.full else scale * e.unsqueeze(1)
-        return (loc + off).reshape(-1, *self.shape)
+        return loc + (torch.einsum("nij,knj->kni", scale, e) if self.full else scale * e)
+
+    def standardised(self, z: Tensor) -> Tensor:
+        """Return L^-1 (z - m) by the guide's own m and L, for z (K, N, d)."""
+        off = z - self.loc
+        if not self.full:
+            return off / self.scale
+        return torch.linalg.solve_triangular(self.scale, off.unsqueeze(-1), upper=False)[..., 0]
+
+    def destandardised(self, v: Tensor) -> Tensor:
+        """Return m + L v by the guide's own m and L, for v (K, N, d)."""
+        return self.points(self.loc.new_zeros(len(self.loc), self.num_moves), v)
 
 
 def _points(d: int) -> Tensor:
