@@ -131,8 +131,11 @@ def test_the_bounds_lie_on_either_side():
     assert bool((above > -4.5 * found.upper_se).all())
     torch.testing.assert_close(found.gap, below + above)
     assert float(found.gap.mean()) > 0
+    coarse, exact = simulated(vae, 40, num_chains=64, num_temperatures=10, start="prior")
+    above = coarse.upper - exact
+    assert float(above.mean()) > 3.5 * float(above.std()) / error
     # negative control: the bounds exchanged are none
-    assert not bool((-above > -4.5 * found.upper_se).all())
+    assert not bool((-above > -4.5 * coarse.upper_se).all())
 
 
 def test_a_wrong_posterior_draw_is_no_upper_bound():

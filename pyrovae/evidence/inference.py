@@ -199,7 +199,9 @@ def _ascend(each: Each, lr: float, seed: int) -> None:
 
     def step() -> float:
         loss = -each.log_weights(each.draws, mixed(seed, 2, next(steps_done))).mean()
-        loss.backward()
+        found = torch.autograd.grad(loss, each.parameters, allow_unused=True)
+        for p, gradient in zip(each.parameters, found, strict=True):
+            p.grad = gradient  # of these alone: the model keeps its own as they are
         return float(loss.detach())
 
     def look(epoch: int, loss: float, rate: float) -> bool:
