@@ -33,6 +33,8 @@ def command(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
+            if function.__name__ != "train":  # which makes such directories, and goes on in them
+                _refuse_seeds(kwargs.get("run"), *kwargs.get("runs", ()))
             function(*args, **kwargs)
         except (ValueError, FileNotFoundError) as error:
             _fail(error, 2)
@@ -44,6 +46,14 @@ def command(function: Callable) -> Callable:
             _fail("interrupted", 130)
 
     return app.command()(wrapped)
+
+
+def _refuse_seeds(*runs: Path | None) -> None:
+    from pyrovae.training.seeds import refuse_seeds
+
+    for run in runs:
+        if run is not None:
+            refuse_seeds(run)
 
 
 def _fail(error: object, code: int) -> None:
@@ -172,6 +182,13 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Data a step.")] = 128,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of weights, order and draws.")] = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Train so many, from --seed on, on one split; errors across them."),
+    ] = None,
+    split_seed: Annotated[
+        int | None, typer.Option(help="Of the random split of the data; by default --seed.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = None,
     config: Annotated[
         Path | None,
@@ -184,10 +201,15 @@ def train(
     """Train a VAE, and write its weights, history, figures and pictures to a run directory.
 
     With no option at all: the handwritten digits that scikit-learn carries, in under a minute.
-    """
-    from pyrovae.training import experiment
 
-    result = experiment.train(
+    With --seeds: so many runs RUN/seed-K of the same data, split alike, and their figures with
+    standard errors across the seeds, in RUN/seeds.json too. Interrupted, the same command goes on.
+    """
+    from pyrovae import plots
+    from pyrovae.training import experiment
+    from pyrovae.training.seeds import train_seeds
+
+    request: dict[str, Any] = dict(
         data=data, data_dir=data_dir, download=download, binarize=binarize,
         dequantize=dequantize, standardize=standardize, validation=validation, prior=prior,
         likelihood=likelihood, posterior=posterior, objective=objective, net=net,
@@ -196,36 +218,56 @@ def train(
         likelihood_options=_options("--likelihood-option", likelihood_option),
         posterior_options=_options("--posterior-option", posterior_option),
         net_options=_options("--net-option", net_option),
-        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=_device(device), run=run,
-        say=say,
+        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, split_seed=split_seed,
+        device=_device(device), run=run, say=say,
     )  # fmt: skip
-    from pyrovae import plots
 
-    for path in plots.save_all(result.run, result.vae, result.data, result.history):
+    def draw(result: experiment.Result) -> list[Path]:
+        return plots.save_all(result.run, result.vae, result.data, result.history)
+
+    if seeds is not None:
+        print(train_seeds(seeds=seeds, after=draw, **request))
+        return
+    result = experiment.train(**request)
+    for path in draw(result):
         say(f"  {path}")
     _print_figures(result.figures)
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A directory that train made.")]
+Split = Annotated[str | None, typer.Option(help="train, validation or test; by default test.")]
+NewData = Annotated[
+    Path | None,
+    typer.Option(
+        help="New data: a .csv, .parquet, .npy or .npz file, all of it, in the run's units."
+    ),
+]
 
 
 @command
 def evaluate(
     run: Run,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Split = None,
+    data: NewData = None,
     evidence: Annotated[str, typer.Option(help="iwae, exact, quadrature, ...")] = "iwae",
     num_particles: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
     limit: Annotated[int | None, typer.Option(help="The first so many data alone.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A .safetensors file for the values of each datum.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print ELBO, KL, reconstruction and log p(x) of a trained run, with standard errors."""
+    """Print ELBO, KL, reconstruction and log p(x) of a trained run, with standard errors.
+
+    Those of its own data are kept in the run, for compare; those of new data are not.
+    """
     from pyrovae.training import evaluation
 
     figures = evaluation.evaluate(
-        run, split=split, evidence=evidence, num_particles=num_particles, limit=limit,
-        data_dir=data_dir, seed=seed,
+        run, split=split, data=data, evidence=evidence, num_particles=num_particles, limit=limit,
+        data_dir=data_dir, out=out, seed=seed,
     )  # fmt: skip
     if as_json:
         reason = figures.pop("bits_per_dim_reason", None)
@@ -250,7 +292,11 @@ def _print_figures(figures: dict[str, Any]) -> None:
     units = {"unit": ", x in [0, 1]", "original": ", x in original units"}[figures["units"]]
     if figures["measure"] == "mass":
         units = ""
-    print(f"{figures['split']} data, {figures['n']:,}; nats per datum, +- standard error{units}")
+    n = f"{figures['n']:,}"
+    rows_of = (
+        f"{figures['data']}, {n} data" if "data" in figures else f"{figures['split']} data, {n}"
+    )
+    print(f"{rows_of}; nats per datum, +- standard error{units}")
     for label, key in rows.items():
         error = figures[f"{key}_se"]
         print(f"{label:<42}{figures[key]:>11.3f}" + ("" if error is None else f" +- {error:.3f}"))
@@ -271,6 +317,35 @@ def _print_exact(figures: dict[str, Any]) -> None:
     if figures["importance_excess_z"] is not None:
         words = f"  {n - trusted} of {n}: a lower bound, exceeds by"
         print(f"{words:<42}{figures['importance_excess_z']:>11.2f} standard errors at the most")
+
+
+@command
+def encode(
+    run: Run,
+    split: Split = None,
+    data: NewData = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="An .npz, .npy, .csv or .parquet file; else RUN/encoded.npz."),
+    ] = None,
+    num_draws: Annotated[
+        int | None, typer.Option(help="Draws of z a datum; else its mean and sd alone.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Write the latents of data, by a trained run: mean and sd of q(z|x), or draws z of it.
+
+    An .npz holds the arrays mean, sd and draws; an .npy the means, or the draws (num-draws, N, d);
+    a table has a row a datum, columns z_0, z_1, ..., sd_0, ..., or a row a draw.
+    """
+    from pyrovae.training.encoding import encode as encoded
+
+    path, found = encoded(
+        run, split=split, data=data, out=out, num_draws=num_draws, data_dir=data_dir, seed=seed
+    )
+    say("; ".join(f"{name} {tuple(array.shape)}" for name, array in found.items()))
+    print(path)
 
 
 @command
@@ -297,7 +372,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
 ) -> None:
-    """Draw from a trained model: a picture of E[x|z], or with --out FILE.npy the draws x.
+    """Draw from a trained model: a picture of p(x|z)'s mean, or with --out FILE.npy the draws x.
 
     The numbers (.npy) of a table are in its own units; the picture is as the model sees them.
     """
@@ -389,3 +464,28 @@ def info(
         print(catalogue.describe_parts())
     else:
         print(experiment.describe() if run is None else experiment.describe_run(run))
+
+
+@command
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="One run or more.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The .html file; else RUN/report.html, of several runs report.html."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Test data that evidence and k-hat are of.")] = 100,
+    gap_data: Annotated[int, typer.Option(help="Test data that the inference gap is of.")] = 20,
+    data_dir: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Write what there is to see of trained runs to one HTML file that needs no network.
+
+    Its figures are saved beside it too, as PNG and SVG, in the folder report_files.
+    """
+    from pyrovae.report import write_report
+
+    print(
+        write_report(
+            runs, out, limit=limit, gap_data=gap_data, seed=seed, data_dir=data_dir, say=say
+        )
+    )

@@ -146,7 +146,8 @@ def test_any_guide_of_a_module_is_trained_as_a_copy():
     assert all(p.grad is None for p in vae.parameters())
     new = set(pyro.get_param_store().keys()) - names
     assert all(name.startswith("VAE-") for name in new) and len(new) <= len(before)
-    assert bool((found.amortization > 0.1).all())
+    assert bool((found.amortization > -3.5 * found.amortization_se).all())
+    assert float(found.amortization.max()) > 0.1
     assert bool((found.approximation > -3.5 * found.approximation_se).all())
     assert bool((found.approximation < 0.3).all())
 

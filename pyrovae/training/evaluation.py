@@ -25,6 +25,8 @@ from pyrovae.evidence import (
 from pyrovae.pairs import VAE
 from pyrovae.pairs.names import by_name
 from pyrovae.training import rundir
+from pyrovae.training.sources import Rows, kept, rows_of
+from pyrovae.training.sources import load_data as load_data
 from pyrovae.training.support import measure
 
 METHODS = {
@@ -36,55 +38,68 @@ METHODS = {
 }
 CHUNK = 100  # rows evaluated at once
 
+Each = dict[str, Tensor]
+
 
 def evaluate(
     run: Path,
     *,
-    split: str = "test",
+    split: str | None = None,
+    data: Path | None = None,
     evidence: str = "iwae",
     num_particles: int = 1000,
     limit: int | None = None,
     data_dir: Path | None = None,
+    out: Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure a trained run on a split of its data: what `pyrovae evaluate` does.
+    """Measure a trained run on a split of its data, or on new data: what `pyrovae evaluate` does.
 
-    Writes the figures to `metrics.json` and those of each datum to `evaluation.safetensors`. Where
-    the run standardised its table, by the transform that it kept, ELBO, reconstruction and log p(x)
-    are those of the table as it was.
+    Where the run standardised its table, by the transform that it kept, ELBO, reconstruction and
+    log p(x) are those of the table as it was. Of the run's own data the figures go to its
+    `metrics.json` and those of each datum to `evaluation.safetensors`, which `compare` reads; of
+    new data nothing is written to the run.
 
     Args:
         run: the directory.
-        split: train, validation or test.
+        split: train, validation or test; None for test.
+        data: a file of new data in place of a split, see `sources.load_new`.
         evidence: how log p(x) is found: iwae, or in place of it exact, quadrature, linear-gaussian
             or enumeration, with the importance estimate and its k-hat beside it.
         num_particles: importance samples a datum.
         limit: the first so many data alone.
         data_dir: where named data sets lie, if not where the run found them.
+        out: a .safetensors file for what was found for each datum, (N,) each.
         seed: of the draws.
 
     Returns:
-        The figures, see `figures`.
+        The figures, see `figures`; those of new data name the file, `data`, in place of `split`.
 
     Raises:
-        ValueError: an argument out of its range, a damaged run, or data that are not the run's.
+        ValueError: an argument out of its range, a damaged run, or data that are not the run's, or
+            new ones that are not like those.
         FileNotFoundError: no such run, or its data are not there.
     """
     method = by_name("evidence", evidence, METHODS)
-    if limit is not None and limit < 1:
-        raise ValueError(f"expected limit to be a positive whole number; got {limit}")
+    if out is not None and (out.suffix != ".safetensors" or not out.parent.is_dir()):
+        raise ValueError(
+            f"expected --out (out=) to be a .safetensors file in a folder that exists; got '{out}'"
+        )
     vae = rundir.load(run)
     assert vae is not None
-    raw = _raw_data(run, data_dir)
-    rows = raw.split(split)[:limit]
-    if raw.transform is not None and split == "train":
-        rows = raw.transform(rows, torch.Generator().manual_seed(seed))
-    data = _as_kept(run, raw)
-    x = data.split(split)[:limit] if data.scale is not None else rows
-    return record(
-        Path(run), vae, data, split, x,
-        sha256=datasets.digest(rows), num_particles=num_particles, seed=seed, method=method,
+    rows = rows_of(
+        run, vae, split=split, new=data, limit=limit, data_dir=data_dir, seed=seed
     )  # fmt: skip
+    options: dict[str, Any] = {"num_particles": num_particles, "seed": seed, "method": method}
+    if data is None:
+        found, each = record(Path(run), vae, rows, **options)
+    else:
+        found, each = measured(vae, rows, **options)
+        del found["split"]
+        found = {"data": str(data)} | found
+    if out is not None:
+        rundir.write_tensors(out, each)
+    return found
 
 
 def draw(run: Path, n: int, seed: int = 0) -> Tensor:
@@ -101,63 +116,7 @@ def draw(run: Path, n: int, seed: int = 0) -> Tensor:
     """
     vae = rundir.load(run)
     assert vae is not None
-    return datasets.original(vae.sample(n, seed=seed), *_kept(run))
-
-
-def load_data(run: Path, data_dir: Path | None = None) -> datasets.Data:
-    """Load the data of a run again, standardised as they were for it.
-
-    Raises:
-        ValueError: the run's record is damaged, or the test data are not those of the run.
-        FileNotFoundError: no such run, or its data are not there.
-    """
-    return _as_kept(run, _raw_data(run, data_dir))
-
-
-def load_source(
-    source: Mapping[str, Any], data_dir: Path | None, download: bool = False
-) -> datasets.Data:
-    """Load data from arguments of `data.load`; those of a file in float64.
-
-    A column such as a date may vary in digits that float32 does not hold.
-    """
-    of_file = Path(source["source"]).suffix in datasets.FILES
-    dtype = torch.float64 if of_file else torch.float32
-    return datasets.load(**source, data_dir=data_dir, download=download, dtype=dtype)
-
-
-def _raw_data(run: Path, data_dir: Path | None) -> datasets.Data:
-    config = rundir.read_config(run)
-    if "source" not in config.get("data", {}) or "sha256" not in config.get("record", {}):
-        raise ValueError(
-            f"expected {run}/config.json to name the data; it does not: the run was made by "
-            "fit(run=...), so use pyrovae.load and evidence.iwae on data of your own"
-        )
-    source = dict(config["data"])
-    kept_dir = source.pop("data_dir", None)
-    loaded = load_source(source, data_dir or kept_dir)
-    if loaded.record["sha256"] != config["record"]["sha256"]:
-        raise ValueError(
-            f"expected the data that {run} was trained on; {source['source']} has changed since"
-        )
-    return loaded
-
-
-def _kept(run: Path) -> tuple[Tensor | None, Tensor | None]:
-    """Return loc and scale of a run whose table was standardised."""
-    record = rundir.read_config(run).get("record", {})
-    if "scale" not in record:
-        return None, None
-    try:
-        loc, scale = (torch.tensor(record[k], dtype=torch.float64) for k in ("loc", "scale"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{Path(run) / 'config.json'} is damaged: {error!r}") from None
-    return loc, scale
-
-
-def _as_kept(run: Path, raw: datasets.Data) -> datasets.Data:
-    loc, scale = _kept(run)
-    return raw if loc is None or scale is None else datasets.rescale(raw, loc, scale)
+    return datasets.original(vae.sample(n, seed=seed), *kept(run))
 
 
 def figures(each: Mapping[str, Tensor], vae: VAE, data: datasets.Data, x: Tensor) -> dict[str, Any]:
@@ -199,47 +158,55 @@ def figures(each: Mapping[str, Tensor], vae: VAE, data: datasets.Data, x: Tensor
     return found
 
 
-def record(
-    run: Path,
-    vae: VAE,
-    data: datasets.Data,
-    split: str,
-    x: Tensor,
-    *,
-    sha256: str,
-    num_particles: int,
-    seed: int,
-    method: Callable[..., ExactEvidence] | None = None,
-) -> dict[str, Any]:
-    """Evaluate a pair on x, and write what was found to the run.
+def record(run: Path, vae: VAE, rows: Rows, **options: Any) -> tuple[dict[str, Any], Each]:
+    """Evaluate a pair on data of its run, and write what was found to the run.
 
     Args:
         run: the directory.
         vae: the pair.
-        data: where x is from.
-        split: of the data.
-        x: as the pair takes it (N, *data_shape).
-        sha256: fingerprint of x in original units.
+        rows: the data.
+        **options: of `measured`, which says what is returned.
+    """
+    found, each = measured(vae, rows, **options)
+    rundir.write_tensors(run / "evaluation.safetensors", each)
+    rundir.write_json(run / "metrics.json", found)
+    return found, each
+
+
+def measured(
+    vae: VAE,
+    rows: Rows,
+    *,
+    num_particles: int,
+    seed: int,
+    method: Callable[..., ExactEvidence] | None = None,
+) -> tuple[dict[str, Any], Each]:
+    """Evaluate a pair on data.
+
+    Args:
+        vae: the pair.
+        rows: the data.
         num_particles: importance samples a datum.
         seed: of the draws.
         method: of exact evidence, if that is wanted.
 
     Returns:
-        The figures, see `figures`.
+        The figures, see `figures`, and what was found for each datum, (N,) each, by name.
     """
+    data, split, x = rows.data, rows.split, rows.x
     parts, exactly = [], []
     fits = num_particles >= pareto.MIN_DRAWS
     chunks = x.split(CHUNK)
     bar = tqdm(chunks, unit_scale=CHUNK, unit="data", disable=None, leave=False)
     leaves_out = split == "train" and getattr(vae.prior, "indexed", False)
-    for i, rows in enumerate(bar):
-        index = (torch.arange(i * CHUNK, i * CHUNK + len(rows)),) if leaves_out else ()
+    for i, chunk in enumerate(bar):
+        index = (torch.arange(i * CHUNK, i * CHUNK + len(chunk)),) if leaves_out else ()
         noise = seed * len(chunks) + i  # of each chunk its own, or their errors would add up
         if method is not None:  # first: it may refuse
-            exactly.append(method(vae.model, vae.guide, rows, *index))
+            exactly.append(method(vae.model, vae.guide, chunk, *index))
         parts.append(
             summarise(
-                vae.model, vae.guide, rows, *index,
+                vae.model, vae.guide, chunk, *index,
                 num_particles=num_particles, seed=noise, with_khat=fits or method is not None,
             )
         )  # fmt: skip
@@ -262,12 +229,10 @@ def record(
             "error": torch.cat([e.error for e in exactly]).cpu(),
         }
     found = {"split": split} | figures(each, vae, data, x)
-    found |= {"num_particles": num_particles, "seed": seed, "sha256": sha256}
+    found |= {"num_particles": num_particles, "seed": seed, "sha256": rows.sha256}
     if exactly:
         found |= _compared(each, exactly[0].method)
-    rundir.write_tensors(run / "evaluation.safetensors", each)
-    rundir.write_json(run / "metrics.json", found)
-    return found
+    return found, each
 
 
 def _compared(each: Mapping[str, Tensor], method: str) -> dict[str, Any]:

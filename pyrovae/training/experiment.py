@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
 from pyrovae import data as datasets
@@ -18,9 +19,10 @@ from pyrovae.pairs import VAE, build
 from pyrovae.pairs.names import by_name, exported, hyphenated, level_options, split_masked
 from pyrovae.training import rundir
 from pyrovae.training.evaluation import evaluate as evaluate
-from pyrovae.training.evaluation import load_data as load_data
-from pyrovae.training.evaluation import load_source, record
+from pyrovae.training.evaluation import record
 from pyrovae.training.history import History
+from pyrovae.training.sources import Rows, load_source, traits
+from pyrovae.training.sources import load_data as load_data
 from pyrovae.training.support import (
     of_several_kinds,
     on_the_real_line,
@@ -30,6 +32,23 @@ from pyrovae.training.support import (
 from pyrovae.training.trainer import check_arguments, fit
 
 PARTS = (priors, likelihoods, posteriors, nets)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is to be trained.
+
+    Attributes:
+        vae: the pair, untrained.
+        data: what it is to be trained on.
+        objective: what is to be minimised.
+        config: what the run's `config.json` is to hold.
+    """
+
+    vae: VAE
+    data: datasets.Data
+    objective: ELBO
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,43 @@ class Result:
 
 
 def train(
+    *, device: str | None, run: Path | None, say: Callable[[str], None], **request: Any
+) -> Result:
+    """Train by names, and write the run directory: what `pyrovae train` does.
+
+    Args:
+        device: where to train; None for where the pair is.
+        run: the directory; None for the next free runs/NAME-N.
+        say: is told of the data and the pair, and of the end.
+        **request: of `prepare`.
+
+    Raises:
+        ValueError: a name, an option, a size or data that do not fit; nothing is trained then, and
+            no directory is made.
+        FileNotFoundError: data that are not there.
+    """
+    prepared = prepare(**request)
+    vae, loaded = prepared.vae, prepared.data
+    path = rundir.next_free("runs", loaded.name) if run is None else run
+    say(_headline(loaded, vae, path))
+    train_on, held_out = _indexed(vae, loaded)
+    history = fit(
+        vae.model, vae.guide, train_on, device=device, transform=loaded.transform,
+        validation=held_out if len(loaded.validation) else None, run=path,
+        **prepared.config["training"] | {"objective": prepared.objective},
+    )  # fmt: skip
+    rundir.write_json(path / "config.json", prepared.config)
+    test = Rows(loaded, "test", loaded.test, loaded.record["sha256"])
+    found, _ = record(path, vae, test, num_particles=100, seed=0)
+    seconds = sum(r["seconds"] or 0.0 for r in history.epochs)
+    say(
+        f"{len(history)} epochs in {seconds:.1f} s; the weights are those of epoch "
+        f"{history.best_epoch}."
+    )
+    return Result(path, vae, loaded, history, found)
+
+
+def prepare(
     *,
     data: str,
     data_dir: Path | None,
@@ -72,22 +128,20 @@ def train(
     batch_size: int,
     lr: float,
     seed: int,
-    device: str | None,
-    run: Path | None,
-    say: Callable[[str], None],
+    split_seed: int | None = None,
     **net: Any,
-) -> Result:
-    """Train by names, and write the run directory: what `pyrovae train` does.
+) -> Prepared:
+    """Load the data and build the pair, by names.
 
     The likelihood, where it is not named, is binomial for the digits and bernoulli for binarised
     data. The decoder starts at the data's mean. With `standardize`, those columns of a table that
     may be any real number are standardised on the training rows. Data may have missing entries
     where the likelihood is a masked one. A prior that is `indexed` is given each datum's index, -1
-    for what is not trained on.
+    for what is not trained on. `seed` is of weights, order and draws, and, without `split_seed`, of
+    the random split of the data too.
 
     Raises:
-        ValueError: a name, an option, a size or data that do not fit; nothing is trained then, and
-            no directory is made.
+        ValueError: a name, an option, a size or data that do not fit.
         FileNotFoundError: data that are not there.
     """
     chosen_objective = by_objective_name(objective)()
@@ -101,7 +155,7 @@ def train(
         "values": "levels" if likelihood and takes_levels(likelihood, binarize) else "unit",
         "binarize": binarize, "dequantize": dequantize,
         "missing": likelihood is not None and split_masked(likelihood)[0],
-        "validation": validation, "seed": seed,
+        "validation": validation, "seed": seed if split_seed is None else split_seed,
     }  # fmt: skip
     loaded = load_source(source, data_dir, download)
     if likelihood is None:
@@ -134,32 +188,14 @@ def train(
     config = {
         "build": vae.config,
         "data": source | {"data_dir": None if data_dir is None else str(data_dir.resolve())},
-        "record": loaded.record,
+        "record": loaded.record | traits(source, loaded, data_dir),
         "training": training,
         "versions": {name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
     }
     check_arguments(epochs, batch_size, lr)
-    path = rundir.next_free("runs", loaded.name) if run is None else run
-    say(_headline(loaded, vae, path))
     if hasattr(vae.prior, "set_exemplars"):
         vae.prior.set_exemplars(seen)
-    train_on, held_out = _indexed(vae, loaded)
-    history = fit(
-        vae.model, vae.guide, train_on, objective=chosen_objective, epochs=epochs,
-        batch_size=batch_size, lr=lr, seed=seed, device=device, transform=loaded.transform,
-        validation=held_out if len(loaded.validation) else None, run=path,
-    )  # fmt: skip
-    rundir.write_json(path / "config.json", config)
-    found = record(
-        path, vae, loaded, "test", loaded.test, sha256=loaded.record["sha256"], num_particles=100,
-        seed=0,
-    )  # fmt: skip
-    seconds = sum(r["seconds"] or 0.0 for r in history.epochs)
-    say(
-        f"{len(history)} epochs in {seconds:.1f} s; the weights are those of epoch "
-        f"{history.best_epoch}."
-    )
-    return Result(path, vae, loaded, history, found)
+    return Prepared(vae, loaded, chosen_objective, config)
 
 
 def _range_options(

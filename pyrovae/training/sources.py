@@ -1,0 +1,320 @@
+"""The data of a run, loaded as it was trained on them; and new data, treated as those."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae import data as datasets
+from pyrovae.data.files import read_file
+from pyrovae.data.transforms import dequantize_unit
+from pyrovae.importance import batched, check_support, inspect
+from pyrovae.pairs import VAE
+from pyrovae.training import rundir
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLIT = "test"  # whose treatment new data get, and where they are in their `Data`
+ROWS = 1024  # checked at once
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Data that a run is asked about.
+
+    Attributes:
+        data: where they are from, standardised as the run's.
+        split: of `data`.
+        x: as the pair takes them (N, *data_shape).
+        sha256: fingerprint of them in original units.
+    """
+
+    data: datasets.Data
+    split: str
+    x: Tensor
+    sha256: str
+
+
+def rows_of(
+    run: Path,
+    vae: VAE,
+    *,
+    split: str | None = None,
+    new: Path | None = None,
+    limit: int | None = None,
+    data_dir: Path | None = None,
+    seed: int = 0,
+) -> Rows:
+    """Return rows of a run's own data, or of new data.
+
+    Args:
+        run: the directory.
+        vae: its pair.
+        split: of the run's own data; None for test.
+        new: a file of new data in place of them, all of which is meant: see `load_new`.
+        limit: the first so many alone.
+        data_dir: where named data sets lie, if not where the run found them.
+        seed: of what is drawn afresh for each epoch of training.
+
+    Raises:
+        ValueError: both a split and new data, data that are not as the run's or off the support
+            of its likelihood, or a limit that is no positive whole number.
+        FileNotFoundError: data that are not there.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"expected limit to be a positive whole number; got {limit}")
+    if new is not None and split is not None:
+        raise ValueError(
+            f"expected a split of the run's own data, or new data; got both, {split} and {new}: "
+            "all rows of a file are meant"
+        )
+    name = split or SPLIT
+    raw = raw_data(run, data_dir) if new is None else load_new(run, new, data_dir)
+    rows = raw.split(name)[:limit]
+    if raw.transform is not None and name == "train":
+        rows = raw.transform(rows, torch.Generator().manual_seed(seed))
+    data = as_kept(run, raw)
+    x = data.split(name)[:limit] if data.scale is not None else rows
+    if new is not None:
+        _check(vae, x, new)
+    return Rows(data, name, x, datasets.digest(rows))
+
+
+def load_data(run: Path, data_dir: Path | None = None) -> datasets.Data:
+    """Load the data of a run again, standardised as they were for it.
+
+    Raises:
+        ValueError: the run's record is damaged, or the test data are not those of the run.
+        FileNotFoundError: no such run, or its data are not there.
+    """
+    return as_kept(run, raw_data(run, data_dir))
+
+
+def load_source(
+    source: Mapping[str, Any], data_dir: Path | None, download: bool = False
+) -> datasets.Data:
+    """Load data from arguments of `data.load`; those of a file in float64.
+
+    A column such as a date may vary in digits that float32 does not hold.
+    """
+    dtype = _dtype(source)
+    return datasets.load(**source, data_dir=data_dir, download=download, dtype=dtype)
+
+
+def traits(
+    source: Mapping[str, Any], loaded: datasets.Data, data_dir: Path | None
+) -> dict[str, Any]:
+    """Return what new data are held against, as JSON-able data, for a run's record.
+
+    Args:
+        source: arguments of `data.load`.
+        loaded: what it returned.
+        data_dir: where named data sets lie.
+
+    Returns:
+        `levels`, how many values the data took before they were scaled or binarised, None for real
+        values; and `columns`, their names, None for those of no table or without names.
+    """
+    binarized = source["binarize"] != "none"
+    plain = load_source({**source, "binarize": "none"}, data_dir) if binarized else loaded
+    table = _named(Path(source["source"]))
+    columns = None if table is None else [str(name) for name in table.columns]
+    return {"levels": plain.levels, "columns": columns}
+
+
+def raw_data(run: Path, data_dir: Path | None = None) -> datasets.Data:
+    """Load the data of a run again, in original units; errors as those of `load_data`."""
+    config = _config(run)
+    source = dict(config["data"])
+    kept_dir = source.pop("data_dir", None)
+    loaded = load_source(source, data_dir or kept_dir)
+    if loaded.record["sha256"] != config["record"]["sha256"]:
+        raise ValueError(
+            f"expected the data that {run} was trained on; {source['source']} has changed since"
+        )
+    return loaded
+
+
+def load_new(run: Path, path: Path, data_dir: Path | None = None) -> datasets.Data:
+    """Load a file of new data, and treat it as the test data of a run were, but for `as_kept`.
+
+    Levels are scaled as the run's were; what was binarised or dequantised is, by the one draw with
+    a fixed seed that the test data had. Nothing is split: an archive of several splits is joined,
+    train, validation and test. Where the run and the file both name columns, these are taken by
+    name, in the run's order.
+
+    Args:
+        run: the directory.
+        path: .csv, .parquet, .npy or .npz, as `data.load` reads them.
+        data_dir: where named data sets lie: a run of an older version does not record the levels
+            of its data, which are then loaded to see.
+
+    Returns:
+        Data whose test split has all the rows, the others none.
+
+    Raises:
+        ValueError: a file that holds no such array, other columns, another shape or other values.
+        FileNotFoundError: no such run, or no such file.
+    """
+    config = _config(run)
+    source, record = config["data"], config["record"]
+    if path.suffix not in datasets.FILES:
+        raise ValueError(
+            f"expected a file of new data, {', '.join(datasets.FILES)}; got '{path}': the run's "
+            "own data are had without --data"
+        )
+    order = _order(run, path, record.get("columns"))
+    raw = read_file(path, source.get("missing", False))
+    array = np.concatenate([raw.arrays[s] for s in ("all", *datasets.SPLITS) if s in raw.arrays])
+    shape = tuple(config["build"]["data_shape"])
+    if array.shape[1:] != shape:
+        raise ValueError(
+            f"expected data {_shape(shape)}, as those of {run}; {path} holds "
+            f"{_shape(array.shape[1:])}: reshape them"
+        )
+    array = array if order is None else array[:, order]
+    x = torch.from_numpy(array.astype(np.float64, order="C")).to(_dtype(source))
+    levels = record["levels"] if "levels" in record else _levels(run, source, data_dir)
+    scaled = levels is not None and source["values"] == "unit"
+    if levels is not None:
+        _check_levels(x, levels, scaled, path)
+        x = x / (levels - 1) if scaled else x
+    x = _drawn(x, source, levels)
+    binarized = source["binarize"] != "none"
+    return datasets.Data(
+        name=path.stem, train=x[:0], validation=x[:0], test=x, levels=2 if binarized else levels,
+        scaled=scaled and not binarized, dequantized=source.get("dequantize", False),
+    )  # fmt: skip
+
+
+def kept(run: Path) -> tuple[Tensor | None, Tensor | None]:
+    """Return loc and scale of a run whose table was standardised."""
+    record = rundir.read_config(run).get("record", {})
+    if "scale" not in record:
+        return None, None
+    try:
+        loc, scale = (torch.tensor(record[k], dtype=torch.float64) for k in ("loc", "scale"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{Path(run) / 'config.json'} is damaged: {error!r}") from None
+    return loc, scale
+
+
+def as_kept(run: Path, raw: datasets.Data) -> datasets.Data:
+    """Return data standardised by the loc and scale that a run kept, if it did."""
+    loc, scale = kept(run)
+    return raw if loc is None or scale is None else datasets.rescale(raw, loc, scale)
+
+
+def _config(run: Path) -> dict[str, Any]:
+    config = rundir.read_config(run)
+    if "source" not in config.get("data", {}) or "sha256" not in config.get("record", {}):
+        raise ValueError(
+            f"expected {run}/config.json to name the data; it does not: the run was made by "
+            "fit(run=...), so use pyrovae.load and evidence.iwae on data of your own"
+        )
+    return config
+
+
+def _dtype(source: Mapping[str, Any]) -> torch.dtype:
+    of_file = Path(source["source"]).suffix in datasets.FILES
+    return torch.float64 if of_file else torch.float32
+
+
+def _levels(run: Path, source: Mapping[str, Any], data_dir: Path | None) -> int | None:
+    """Return how many values a run's own data take, from the data themselves."""
+    raw_data(run, data_dir)  # refuses what has changed
+    plain = {k: v for k, v in source.items() if k != "data_dir"} | {"binarize": "none"}
+    return load_source(plain, data_dir or source.get("data_dir")).levels
+
+
+def _named(path: Path) -> "pd.DataFrame | None":
+    """Return the first rows at least of a table on disk whose columns have names, if it is one.
+
+    A file that cannot be read is none here: `data.load` says why it cannot.
+    """
+    import pandas as pd
+    from pandas.api.types import is_numeric_dtype
+
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path, engine="pyarrow")
+        if path.suffix == ".csv":
+            first = pd.read_csv(path, header=None, nrows=1)
+            if not all(is_numeric_dtype(dtype) for dtype in first.dtypes):
+                return pd.read_csv(path, nrows=1)
+    except (ValueError, OSError, ImportError):
+        pass
+    return None
+
+
+def _order(run: Path, path: Path, wanted: list[str] | None) -> list[int] | None:
+    """Return where in a file each of the run's columns is, where both have names."""
+    table = _named(path)
+    if table is None or wanted is None:
+        return None
+    names = [str(name) for name in table.columns]
+    missing = [name for name in wanted if name not in names]
+    unknown = [name for name in names if name not in wanted]
+    if missing or unknown or len(names) != len(wanted):
+        raise ValueError(
+            f"expected the columns of {run} in {path}: {', '.join(wanted)}; missing: "
+            f"{', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
+        )
+    if len(table) == 0:
+        raise ValueError(f"expected at least one row in {path}; it has the names of columns alone")
+    return [names.index(name) for name in wanted]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"(N, {', '.join(map(str, shape))})"
+
+
+def _check_levels(x: Tensor, levels: int, scaled: bool, path: Path) -> None:
+    """Refuse what are no levels, or levels of another scale."""
+    seen = x[~x.isnan()]
+    top = levels - 1
+    asked = f"expected whole numbers 0, ..., {top} in {path}, as the run's own data are"
+    good = (seen == seen.round()) & (seen >= 0) & (seen <= top)
+    if not bool(good.all()):
+        raise ValueError(
+            f"{asked} before anything is done to them; got {int((~good).sum())} of {len(seen)} "
+            f"that are not, the first {float(seen[~good][0]):.6g}: undo any scaling"
+        )
+    if scaled and top > 1 and len(seen) and float(seen.max()) == 1:
+        raise ValueError(
+            f"{asked}; got 0 and 1 alone, as if scaled already: multiply them by {top} if 1 is "
+            "their full value"
+        )
+
+
+def _drawn(x: Tensor, source: Mapping[str, Any], levels: int | None) -> Tensor:
+    """Binarise or dequantise as the test data of a run were."""
+    generator = torch.Generator().manual_seed(datasets.STATIC_SEED + datasets.SPLITS.index(SPLIT))
+    if source.get("dequantize") and levels is not None:
+        noisy: Tensor = dequantize_unit(x, generator, levels=levels)
+        return noisy
+    if source["binarize"] == "threshold":
+        return torch.where(x.isnan(), x, (x > 0.5).to(x.dtype))
+    if source["binarize"] in ("static", "dynamic"):
+        drawn: Tensor = datasets.binarize(x, generator)
+        return drawn
+    return x
+
+
+def _check(vae: VAE, x: Tensor, path: Path) -> None:
+    """Refuse data off the support of the likelihood."""
+    try:
+        for start, rows in zip(range(0, len(x), ROWS), x.split(ROWS), strict=True):
+            rows, _ = batched(rows, (), [vae])
+            datum = inspect(vae.model, vae.guide, rows).datum
+            if datum is not None:
+                check_support(datum, rows, start)
+    except ValueError as error:
+        raise ValueError(
+            f"expected data like the run's, in its units, in {path}; got others: {error}"
+        ) from None
