@@ -206,3 +206,27 @@ def test_a_guide_runs_once_for_all_its_draws():
     many = x.repeat(50, 1), c.repeat(50, 1)
     one = log_weights(model, guide, *many, num_particles=1, modules=[decoder, encoder])
     torch.testing.assert_close(found, one.reshape(50, len(x)))
+
+
+def heavy(width):
+    """3-d normals, a guide `width` times as wide: k = 1 - width^2, variance finite above 0.71."""
+    from test_widths import pair
+
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(1234)).double()
+    exact = torch.distributions.Normal(0.0, math.sqrt(2.0)).log_prob(x).sum(-1)
+    return *pair(width, 3), x, exact
+
+
+def test_the_error_of_heavy_weights_takes_the_tail_in():
+    """Near k = 1/2 draws alone say too little: their interval misses, with the fit it covers."""
+    model, guide, x, exact = heavy(0.77)
+    found = evidence.iwae(model, guide, x, num_particles=2000)
+    some = found.trusted
+    assert int(some.sum()) > 200
+    k, size = found.num_particles, found.effective_sample_size
+    plain = ((k / size - 1) / (k - 1)).sqrt()
+    off = (found.log_evidence - exact).abs()
+    covers = [float((off < 1.645 * e)[some].double().mean()) for e in (found.standard_error, plain)]
+    error = math.sqrt(0.9 * 0.1 / int(some.sum()))
+    assert covers[0] > 0.9 - 3 * error
+    assert covers[1] < covers[0] - 0.02

@@ -96,8 +96,9 @@ def test_shape_and_smoothing_are_those_of_arviz(k, draws):
     np.testing.assert_allclose(found, khats, rtol=1e-9, atol=1e-9)
     size = pareto.tail_size(draws)
     largest = log_w.topk(size + 1, 0).values
-    again, tail = pareto.smoothed(largest)
-    torch.testing.assert_close(again, found)
+    fitted = pareto.fit_tail(largest)
+    tail = fitted.smoothed
+    torch.testing.assert_close(fitted.khat, found)
     theirs = torch.as_tensor(smoothed).T.sort(0, descending=True).values[:size]
     torch.testing.assert_close(tail - tail[0], theirs - theirs[0], rtol=1e-9, atol=1e-9)
 
@@ -114,3 +115,21 @@ def test_ties_at_the_threshold_are_left_out():
     log_w = generalized_pareto(0.5, n=3)
     log_w = torch.where(log_w < log_w.topk(TAIL - 5, 0).values[-1], 0.0, log_w.clamp(min=0.01))
     np.testing.assert_allclose(pareto.khat(log_w), arviz_psislw(log_w.T.numpy())[1], rtol=1e-9)
+
+
+def test_the_square_that_the_law_expects():
+    """Of w = u + y, by scipy's generalized Pareto; above k = 1/2 there is none: it stays."""
+    from scipy.stats import genpareto
+
+    log_w = generalized_pareto(0.2, n=6)
+    largest = log_w.topk(TAIL + 2, 0).values
+    fitted = pareto.fit_tail(largest)
+    cut = largest[-1].exp()
+    k, scale = pareto.generalized_pareto((largest[:-1].exp() - cut).flip(0))
+    for n in range(6):
+        law = genpareto(float(k[n]), loc=float(cut[n]), scale=float(scale[n]))
+        expected = (TAIL + 1) * (law.var() + law.mean() ** 2)
+        assert float(fitted.log_square[n].exp()) == pytest.approx(expected, rel=1e-9)
+    heavy = generalized_pareto(1.5, n=6).topk(TAIL + 2, 0).values
+    own = (2 * heavy[:-1]).logsumexp(0)
+    torch.testing.assert_close(pareto.fit_tail(heavy).log_square, own)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyrovae.distributions import mixed
 from pyrovae.evidence import pareto
 from pyrovae.evidence.progress import by_rows, fingerprint
-from pyrovae.evidence.results import TRUSTED_SIZE, Evidence
+from pyrovae.evidence.results import TRUSTED_KHAT, TRUSTED_SIZE, Evidence
 from pyrovae.importance import Terms, batched, find_modules, log_terms
 
 BLOCK = 1000  # particles a datum whose weights are held at once
@@ -56,8 +56,9 @@ def iwae(
     """Return log (1/K) sum_k w_k, w_k = p(x, z_k) / q(z_k|x): a lower bound of log p(x) on average.
 
     Burda et al. (2016), eq. 8. The standard error is the delta method's, sd(w) / (mean(w) sqrt K),
-    rounding included; `Evidence.trusted` says where it is to be trusted. Weights are streamed: the
-    memory does not grow with K.
+    rounding included; where k-hat < 1/2 the law fitted to the largest weights says what they add to
+    the variance, as draws that fell short of them would say too little. `Evidence.trusted` says
+    where it is to be trusted. Weights are streamed: the memory does not grow with K.
 
     Args:
         model: Pyro model of (x, *c).
@@ -88,7 +89,7 @@ def iwae(
         >>> iwae(vae.model, vae.guide, torch.ones(3, 4), num_particles=100).log_evidence.shape
         torch.Size([3])
     """
-    _check(num_particles, target_error, smooth)
+    _check(num_particles, target_error, smooth or target_error is not None)
     found = find_modules(model, guide, modules=modules)
     x, c = batched(x, c, found)
     options = (num_particles, target_error, smooth, seed)
@@ -174,19 +175,30 @@ class _Stream:
         """Return (sum w)^2 / sum w^2, (N,)."""
         return (2 * self.log_sum - self.log_sum_squares).exp()
 
-    def khat(self, smooth: bool) -> Tensor:
-        """Return Pareto k-hat, (N,); `smooth` puts the fitted law's quantiles in the sums."""
-        khat = torch.empty_like(self.count)
+    def fit(self, smooth: bool) -> tuple[Tensor, Tensor]:
+        """Return Pareto k-hat, and log sum w^2 with the fitted law's in place of the tail's own.
+
+        `smooth` puts the law's quantiles in the place of the largest weights.
+        """
+        khat, log_square = torch.empty_like(self.count), self.log_sum_squares.clone()
         for count in self.count.unique():
             rows = (self.count == count).nonzero().flatten()
             before = self.largest[: pareto.tail_size(int(count)) + 1, rows]
-            khat[rows], after = pareto.smoothed(before)
+            tail = pareto.fit_tail(before)
+            khat[rows] = tail.khat
+            own = before[:-1].double()
+            log_square[rows] = _replaced(log_square[rows], 2 * own, tail.log_square[None])
             if smooth:
-                for sums, power in ((self.log_sum, 1), (self.log_sum_squares, 2)):
-                    unit = sums[rows]  # of which the sum is 1, and cannot overflow
-                    gain = (power * after - unit).exp() - (power * before[:-1] - unit).exp()
-                    sums[rows] = unit + gain.sum(0).log1p()
-        return khat
+                self.log_sum[rows] = _replaced(self.log_sum[rows], own, tail.smoothed)
+                squares = self.log_sum_squares[rows]
+                self.log_sum_squares[rows] = _replaced(squares, 2 * own, 2 * tail.smoothed)
+        return khat, log_square
+
+
+def _replaced(log_sum: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Return log sum with some of its terms, logarithms too, replaced: none can overflow."""
+    gain = (new - log_sum).exp().sum(0) - (old - log_sum).exp().sum(0)
+    return log_sum + gain.clamp(min=-1).log1p()
 
 
 def _streamed(
@@ -214,17 +226,20 @@ def _streamed(
             )  # fmt: skip
         stream.add(terms, rows)
         if target_error is not None:
-            size = stream.effective_sample_size()[rows]
-            error = _standard_error(size, stream.count[rows])
-            rows = rows[(error > target_error) | (size <= TRUSTED_SIZE)]
+            khat, log_square = stream.fit(smooth=False)
+            error = _standard_error((2 * stream.log_sum - log_square).exp(), stream.count)
+            trusted = (khat < TRUSTED_KHAT) & (stream.effective_sample_size() > TRUSTED_SIZE)
+            rows = rows[((error > target_error) | ~trusted)[rows]]
             if not len(rows):
                 break
     k = stream.count
-    khat = stream.khat(smooth) if fits else None
+    khat, log_square = stream.fit(smooth) if fits else (None, stream.log_sum_squares)
     log_evidence = stream.log_sum - k.log()
     size = stream.effective_sample_size()
     precision = torch.finfo(terms.log_prior.dtype).eps
-    error = _standard_error(size, k).maximum(precision * (1 + log_evidence.abs()))
+    error = _standard_error((2 * stream.log_sum - log_square).exp(), k).maximum(
+        precision * (1 + log_evidence.abs())
+    )
     evidence = Evidence(
         log_evidence=log_evidence,
         standard_error=error,

@@ -1,6 +1,7 @@
 """The shape of the importance weights' tail: is an estimate made of them to be trusted?"""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -57,20 +58,33 @@ def khat(log_weights: Tensor) -> Tensor:
             "model and guide finite?"
         )
     largest = log_weights.detach().topk(tail_size(len(log_weights)) + 1, 0).values
-    return smoothed(largest)[0].to(log_weights)
+    return fit_tail(largest).khat.to(log_weights)
 
 
-def smoothed(largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Return k-hat (N,), and the tail with its weights replaced by quantiles of the fitted law.
+@dataclass(frozen=True)
+class Tail:
+    """The M largest weights of each of N data, as the law fitted to them has them, in float64.
 
-    Pareto smoothing (Vehtari et al. 2024, section 3): the i-th of M weights above u becomes
-    u + F^-1((i - 1/2) / M), at most the largest weight. A tail with no fit stays as it is.
+    Attributes:
+        khat: the law's shape, (N,).
+        smoothed: log weights replaced by the law's quantiles, (M, N): Pareto smoothing (Vehtari et
+            al. 2024, section 3), the i-th of M weights above u becomes u + F^-1((i - 1/2) / M), at
+            most the largest weight.
+        log_square: log of the sum of squares that the law expects of M weights, for k < 1/2,
+            M (u^2 + 2 u s / (1 - k) + 2 s^2 / ((1 - k) (1 - 2 k))), (N,): draws that fell short of
+            the tail's end leave it out of their own sum.
+    """
+
+    khat: Tensor
+    smoothed: Tensor
+    log_square: Tensor
+
+
+def fit_tail(largest: Tensor) -> Tail:
+    """Fit the generalized Pareto law; a tail with no fit stays as it is.
 
     Args:
         largest: the M + 1 largest log weights, in descending order, (M + 1, N).
-
-    Returns:
-        k-hat (N,), and log weights (M, N), in float64.
     """
     rounding = 1e-8 + 10 * torch.finfo(largest.dtype).eps * largest[0].abs()
     top = largest.double()
@@ -78,17 +92,23 @@ def smoothed(largest: Tensor) -> tuple[Tensor, Tensor]:
     k = torch.full_like(spread, math.inf)
     k[spread <= rounding] = -math.inf
     tail = top[:-1].clone()
+    square = (2 * tail).logsumexp(0)
     standing_out = (top[:-1] > top[-1]).sum(0)
     fits = (spread > rounding) & (standing_out > 4)  # neither holds where every weight is zero
     for m in standing_out[fits].unique().tolist():
         for some in (fits & (standing_out == m)).nonzero().flatten().split(COLUMNS):
             best, cut = top[0, some], (top[-1, some] - top[0, some]).exp()
             weights = (top[:m, some] - best).exp().flip(0)  # relative to the largest, ascending
-            k[some], scale = generalized_pareto(weights - cut)
+            shape, scale = generalized_pareto(weights - cut)
+            k[some] = shape
             at = ((torch.arange(m, dtype=top.dtype) + 0.5) / m).unsqueeze(-1)
-            quantiles = scale * torch.expm1(-k[some] * torch.log1p(-at)) / k[some]
+            quantiles = scale * torch.expm1(-shape * torch.log1p(-at)) / shape
             tail[:m, some] = best + (quantiles + cut).clamp(max=1).log().flip(0)
-    return k, tail
+            expected = cut.square() + 2 * cut * scale / (1 - shape)
+            expected += 2 * scale.square() / ((1 - shape) * (1 - 2 * shape))
+            finite = shape < 0.5
+            square[some[finite]] = (math.log(m) + expected.log() + 2 * best)[finite]
+    return Tail(k, tail, square)
 
 
 def generalized_pareto(x: Tensor) -> tuple[Tensor, Tensor]:
