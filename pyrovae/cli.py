@@ -249,7 +249,7 @@ def evaluate(
     run: Run,
     split: Split = None,
     data: NewData = None,
-    evidence: Annotated[str, typer.Option(help="iwae, exact, quadrature, ...")] = "iwae",
+    evidence: Annotated[str, typer.Option(help="iwae, ais, exact, quadrature, ...")] = "iwae",
     num_particles: Annotated[int, typer.Option(help="Importance samples a datum.")] = 1000,
     limit: Annotated[int | None, typer.Option(help="The first so many data alone.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where named data sets lie.")] = None,
@@ -267,7 +267,7 @@ def evaluate(
 
     figures = evaluation.evaluate(
         run, split=split, data=data, evidence=evidence, num_particles=num_particles, limit=limit,
-        data_dir=data_dir, out=out, seed=seed,
+        data_dir=data_dir, out=out, seed=seed, say=say,
     )  # fmt: skip
     if as_json:
         reason = figures.pop("bits_per_dim_reason", None)
@@ -309,7 +309,8 @@ def _print_figures(figures: dict[str, Any]) -> None:
 def _print_exact(figures: dict[str, Any]) -> None:
     label = f"  the same by {figures['num_particles']:,} importance samples"
     print(f"{label:<42}{figures['importance_log_evidence']:>11.3f}")
-    print(f"{'  largest error of the former':<42}{figures['log_evidence_error']:>11.1e}")
+    kind = "standard error" if figures["method"] == "ais" else "error"
+    print(f"{f'  largest {kind} of the former':<42}{figures['log_evidence_error']:>11.1e}")
     n, trusted = figures["n"], figures["khat_below_half"]
     if figures["importance_z"] is not None:
         words = f"  {trusted} of {n} with k-hat < 0.5: differ by"

@@ -238,7 +238,7 @@ def test_nonsense_is_refused_in_one_message(run, tmp_path, words, message):
         (["evaluate", "a", "--limit", "0"], "limit to be a positive whole number"),
         (
             ["evaluate", "a", "--evidence", "x"],
-            "evidence to be one of enumeration, exact, iwae, linear-gaussian, quadrature; got 'x'",
+            "evidence to be one of ais, enumeration, exact, iwae, linear-gaussian, quadrature; got 'x'",
         ),
         (["sample", "a", "--n", "0"], "--n to be a positive whole number"),
         (["sample", "a", "--out", "x.gif"], "--out to end in .png or .npy"),
@@ -327,6 +327,24 @@ def test_check(run, tmp_path):
         (("mine:modle", "mine:narrow"), "expected modle in mine"),
     ]:
         assert message in run("check", *names, *words, code=2).stderr
+
+
+def test_annealed_evidence_of_a_run(run):
+    """Beside quadrature: within 4.5 standard errors of each datum."""
+    run("train", "--latent-dim", 2, "--epochs", 1, "--hidden", 20, "--run", "a")
+    words = ["evaluate", "a", "--limit", 3, "--num-particles", 50, "--evidence"]
+    found = run(*words, "ais", "--json")
+    figures = json.loads(found.stdout)
+    assert figures["method"] == "ais" and figures["importance_z"] is None
+    assert "ais: 3 data x 16 chains x 100 temperatures" in found.stderr
+    by_annealing = load_file("a/evaluation.safetensors")
+    run(*words, "quadrature", "--json")
+    exact = load_file("a/evaluation.safetensors")["log_evidence"]
+    off = (by_annealing["log_evidence"] - exact).abs()
+    assert bool((off < 4.5 * by_annealing["error"]).all())
+    assert by_annealing["error"].max() < 1
+    shown = run(*words, "ais").stdout
+    assert "log p(x), by ais" in shown and "largest standard error" in shown
 
 
 def test_exact_evidence_of_a_run(run):

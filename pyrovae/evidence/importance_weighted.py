@@ -226,9 +226,9 @@ def _streamed(
             )  # fmt: skip
         stream.add(terms, rows)
         if target_error is not None:
-            khat, log_square = stream.fit(smooth=False)
+            shape, log_square = stream.fit(smooth=False)
             error = _standard_error((2 * stream.log_sum - log_square).exp(), stream.count)
-            trusted = (khat < TRUSTED_KHAT) & (stream.effective_sample_size() > TRUSTED_SIZE)
+            trusted = (shape < TRUSTED_KHAT) & (stream.effective_sample_size() > TRUSTED_SIZE)
             rows = rows[((error > target_error) | ~trusted)[rows]]
             if not len(rows):
                 break

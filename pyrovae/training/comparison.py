@@ -68,7 +68,7 @@ class Comparison:
         data: the data set's source.
         split: of the data.
         n: how many data.
-        evidence: how log p(x) was found: "iwae" or "exact".
+        evidence: how log p(x) was found: "iwae", "ais" or "exact".
         num_particles: importance samples a datum.
         measure: of log p(x): "mass", "density", or which columns are the one.
         sha256: fingerprint of the data.
@@ -95,7 +95,11 @@ class Comparison:
         return pd.DataFrame([asdict(row) for row in self.rows])
 
     def __str__(self) -> str:
-        how = "exact" if self.evidence == "exact" else f"{self.num_particles:,} importance samples"
+        sampled = {
+            "iwae": f"{self.num_particles:,} importance samples",
+            "ais": "annealed importance sampling",
+        }
+        how = sampled.get(self.evidence, self.evidence)
         lines = [
             f"{Path(self.data).name}, {self.split} data, {self.n:,}; log p(x): {how}",
             "Nats per datum, +- standard error over the data; that of a difference is paired.",
@@ -193,7 +197,8 @@ class _Measured:
     @property
     def evidence(self) -> str:
         """How log p(x) was found."""
-        return "exact" if "method" in self.figures else "iwae"
+        method = self.figures.get("method", "iwae")
+        return method if method in ("iwae", "ais") else "exact"
 
     @property
     def manner(self) -> str:
@@ -205,8 +210,8 @@ class _Measured:
         """Return the command that evaluates another run in the same manner."""
         split, n, particles = (self.figures[key] for key in MEASURED)
         words = f"pyrovae evaluate {run} --split {split} --num-particles {particles}"
-        if self.evidence == "exact":
-            words += " --evidence exact"
+        if self.evidence != "iwae":
+            words += f" --evidence {self.evidence}"
         return words if n == self.config["record"]["sizes"][split] else f"{words} --limit {n}"
 
 

@@ -15,6 +15,7 @@ from pyrovae.evidence import (
     Evidence,
     ExactEvidence,
     Summary,
+    ais,
     enumeration,
     exact,
     linear_gaussian,
@@ -22,6 +23,7 @@ from pyrovae.evidence import (
     quadrature,
     summarise,
 )
+from pyrovae.evidence.annealed import Settings
 from pyrovae.pairs import VAE
 from pyrovae.pairs.names import by_name
 from pyrovae.training import rundir
@@ -29,8 +31,9 @@ from pyrovae.training.sources import Rows, kept, rows_of
 from pyrovae.training.sources import load_data as load_data
 from pyrovae.training.support import measure
 
-METHODS = {
+METHODS: dict[str, Callable[..., Evidence | ExactEvidence] | None] = {
     "iwae": None,
+    "ais": ais,
     "exact": exact,
     "quadrature": quadrature,
     "linear_gaussian": linear_gaussian,
@@ -52,6 +55,7 @@ def evaluate(
     data_dir: Path | None = None,
     out: Path | None = None,
     seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure a trained run on a split of its data, or on new data: what `pyrovae evaluate` does.
 
@@ -64,13 +68,14 @@ def evaluate(
         run: the directory.
         split: train, validation or test; None for test.
         data: a file of new data in place of a split, see `sources.load_new`.
-        evidence: how log p(x) is found: iwae, or in place of it exact, quadrature, linear-gaussian
-            or enumeration, with the importance estimate and its k-hat beside it.
+        evidence: how log p(x) is found: iwae, or in place of it ais, exact, quadrature,
+            linear-gaussian or enumeration, with the importance estimate and its k-hat beside it.
         num_particles: importance samples a datum.
         limit: the first so many data alone.
         data_dir: where named data sets lie, if not where the run found them.
         out: a .safetensors file for what was found for each datum, (N,) each.
         seed: of the draws.
+        say: is told ahead what long work there is to do.
 
     Returns:
         The figures, see `figures`; those of new data name the file, `data`, in place of `split`.
@@ -90,6 +95,8 @@ def evaluate(
     rows = rows_of(
         run, vae, split=split, new=data, limit=limit, data_dir=data_dir, seed=seed
     )  # fmt: skip
+    if method is ais:
+        say(f"ais: {Settings().cost(len(rows.x))}")
     options: dict[str, Any] = {"num_particles": num_particles, "seed": seed, "method": method}
     if data is None:
         found, each = record(Path(run), vae, rows, **options)
@@ -179,7 +186,7 @@ def measured(
     *,
     num_particles: int,
     seed: int,
-    method: Callable[..., ExactEvidence] | None = None,
+    method: Callable[..., Evidence | ExactEvidence] | None = None,
 ) -> tuple[dict[str, Any], Each]:
     """Evaluate a pair on data.
 
@@ -188,7 +195,7 @@ def measured(
         rows: the data.
         num_particles: importance samples a datum.
         seed: of the draws.
-        method: of exact evidence, if that is wanted.
+        method: of other evidence than importance samples, if that is wanted.
 
     Returns:
         The figures, see `figures`, and what was found for each datum, (N,) each, by name.
@@ -226,32 +233,40 @@ def measured(
         each |= {
             "importance_log_evidence": each["log_evidence"],
             "log_evidence": torch.cat([e.log_evidence for e in exactly]).cpu() + gain,
-            "error": torch.cat([e.error for e in exactly]).cpu(),
+            "error": torch.cat([_error(e) for e in exactly]).cpu(),
         }
     found = {"split": split} | figures(each, vae, data, x)
     found |= {"num_particles": num_particles, "seed": seed, "sha256": rows.sha256}
     if exactly:
-        found |= _compared(each, exactly[0].method)
+        found |= _compared(each, getattr(exactly[0], "method", "ais"))
     return found, each
 
 
+def _error(found: Evidence | ExactEvidence) -> Tensor:
+    """Return how far off each is: of a sampled one its standard error, (N,)."""
+    return found.error if isinstance(found, ExactEvidence) else found.standard_error
+
+
 def _compared(each: Mapping[str, Tensor], method: str) -> dict[str, Any]:
-    """Return how the importance estimate compares with exact evidence.
+    """Return how the importance estimate compares with exact evidence, or with that of annealing.
 
     The estimate is unbiased with a standard error to trust where k-hat < 0.5; elsewhere it is a
-    lower bound. `importance_z` is the largest |difference| in standard errors where k-hat < 0.5,
-    `importance_excess_z` the largest excess over the exact value elsewhere.
+    lower bound. Beside exact evidence, `importance_z` is the largest |difference| in standard
+    errors where k-hat < 0.5, `importance_excess_z` the largest excess over it elsewhere.
     """
     estimate = each["importance_log_evidence"].double()
     z = (estimate - each["log_evidence"]) / each["standard_error"].double().clamp(min=1e-9)
     trusted = each["khat"] < 0.5
+    exact = method != "ais"
     return {
         "method": method,
         "log_evidence_error": float(each["error"].max()),
         "importance_log_evidence": float(estimate.mean()),
         "khat_below_half": int(trusted.sum()),
-        "importance_z": float(z[trusted].abs().max()) if bool(trusted.any()) else None,
-        "importance_excess_z": float(z[~trusted].max()) if bool((~trusted).any()) else None,
+        "importance_z": float(z[trusted].abs().max()) if exact and bool(trusted.any()) else None,
+        "importance_excess_z": float(z[~trusted].max())
+        if exact and bool((~trusted).any())
+        else None,
     }
 
 
