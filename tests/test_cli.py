@@ -238,7 +238,7 @@ def test_nonsense_is_refused_in_one_message(run, tmp_path, words, message):
         (["evaluate", "a", "--limit", "0"], "limit to be a positive whole number"),
         (
             ["evaluate", "a", "--evidence", "x"],
-            "evidence to be one of ais, enumeration, exact, iwae, linear-gaussian, quadrature; got ",
+            "evidence to be one of ais, enumeration, exact, iwae, linear-gaussian, quadrature; g",
         ),
         (["sample", "a", "--n", "0"], "--n to be a positive whole number"),
         (["sample", "a", "--out", "x.gif"], "--out to end in .png or .npy"),
