@@ -71,23 +71,17 @@ def test_intervals_and_bounds_of_ppca(data_dir):
     sided("pPCA, q = 10", both, simulated)
 
 
-def test_intervals_and_bounds_of_a_vae_in_the_plane(data_dir):
-    """784-400-2, tanh, 10 epochs: 200 test images, then 200 simulated ones; log p(x) by lattice."""
-    mnist = data.load("mnist", data_dir=data_dir, binarize="dynamic")
-    vae = build(
-        data_shape=(28, 28), latent_dim=2, hidden=(400,), net_options={"activation": "tanh"}
-    )
-    fit(vae.model, vae.guide, mnist.train, transform=mnist.transform, epochs=10)
-    x = mnist.test[:N]
-    exact = torch.cat(
-        [evidence.quadrature(vae.model, vae.guide, rows).log_evidence for rows in x.split(50)]
-    )
+def test_intervals_and_bounds_of_a_vae_in_the_plane():
+    """64-100-2, tanh, binarised digits: 200 of them, then 200 simulated; log p(x) by lattice."""
+    digits = data.load("digits", binarize="threshold")
+    vae = build(data_shape=(8, 8), latent_dim=2, hidden=(100,), net_options={"activation": "tanh"})
+    fit(vae.model, vae.guide, digits.train, epochs=60)
     vae = vae.double()
+    x = torch.cat([digits.test, digits.validation])[:N].double()
+    exact = evidence.quadrature(vae.model, vae.guide, x).log_evidence
     covered("2-d VAE", evidence.iwae(vae.model, vae.guide, x, num_particles=20_000), exact)
     both = evidence.bidirectional(vae.model, vae.guide, x, num_chains=CHAINS, num_temperatures=50)
-    exact = torch.cat(
-        [evidence.quadrature(vae.model, vae.guide, rows).log_evidence for rows in both.x.split(50)]
-    )
+    exact = evidence.quadrature(vae.model, vae.guide, both.x).log_evidence
     sided("2-d VAE", both, exact)
 
 
@@ -103,20 +97,20 @@ def test_annealing_on_mnist(data_dir, tmp_path):
     plain = evidence.iwae(vae.model, vae.guide, x, num_particles=5000)
     print(f"\n5,000 importance samples: {float(plain.log_evidence.mean()):.3f}; ", end="")
     print(f"{int((plain.khat > 0.7).sum())} of 100 images with k-hat > 0.7")
-    for start, temperatures in (("guide", 100), ("guide", 300), ("prior", 1000)):
-        options = {"start": start, "num_temperatures": temperatures}
-        began = time.time()
-        found = evidence.ais(vae.model, vae.guide, x, **options)
-        seconds = time.time() - began
-        more = found.log_evidence - plain.log_evidence
-        mean, error = float(more.mean()), float(more.std()) / 10
-        print(f"from the {start}, {temperatures} temperatures, {seconds:.0f} s: ", end="")
-        print(f"{float(found.log_evidence.mean()):.3f}, {mean:.3f} +- {error:.3f} more")
-        if start == "guide":
-            assert mean > -3 * error and seconds < 600
-        began = time.time()
-        both = evidence.bidirectional(vae.model, vae.guide, x, **options)
-        gap, error = float(both.gap.mean()), float(both.gap.std()) / 10
-        print(f"  BDMC, {time.time() - began:.0f} s: gap {gap:.3f} +- {error:.3f}")
-        if start == "guide":
-            assert gap < 0.5
+    began = time.time()
+    found = evidence.ais(vae.model, vae.guide, x)
+    seconds = time.time() - began
+    more = found.log_evidence - plain.log_evidence
+    mean, error = float(more.mean()), float(more.std()) / 10
+    print(
+        f"annealed from the guide, {seconds:.0f} s: {float(found.log_evidence.mean()):.3f}, ",
+        end="",
+    )
+    print(f"{mean:.3f} +- {error:.3f} more")
+    began = time.time()
+    both = evidence.bidirectional(vae.model, vae.guide, x)
+    gap, spread = float(both.gap.mean()), float(both.gap.std()) / 10
+    print(
+        f"BDMC of 100 simulated images, {time.time() - began:.0f} s: gap {gap:.3f} +- {spread:.3f}"
+    )
+    assert mean > -3 * error and gap < 0.5 and seconds < 600
