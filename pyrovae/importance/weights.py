@@ -1,9 +1,11 @@
 """Importance weights and joint densities of any valid pair, by repeated rows."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -23,7 +25,7 @@ from pyrovae.importance.structure import (
 )
 from pyrovae.nets import evaluating
 
-MAX_ELEMENTS = 2**23  # numbers of x that one pass may hold: 32 MB in float32
+MAX_ELEMENTS = 2**21  # numbers of x that one pass may hold: 8 MB in float32, near a cache's size
 MAX_ROWS = 2**16  # rows of a pass, where a row of x is small beside the networks' layers
 
 
@@ -94,7 +96,7 @@ def log_terms(
         *c: context, N rows each.
         num_particles: number K of draws a datum.
         seed: of the draws; None for the global generator.
-        max_rows: rows x particles of one pass; by default 2^16, or what holds 2^23 numbers of x.
+        max_rows: rows x particles of one pass; by default 2^16, or what holds 2^21 numbers of x.
         modules: those that the functions hold in their closures; set to evaluation mode here.
 
     Returns:
@@ -113,63 +115,76 @@ def log_terms(
     size = max_rows or rows_of_a_pass(x)
     blocks: dict[int, list[Terms]] = {}
     with seeded(seed), evaluating(*found):
-        for rows, k in _chunks(len(x), num_particles, size):
-            terms, _ = _pass(model, guide, x[rows], [t[rows] for t in c], k)
+        for rows, terms, _ in _passes(model, guide, x, c, num_particles, size):
             blocks.setdefault(rows.start, []).append(terms)
     columns = [[torch.cat(t) for t in zip(*block, strict=True)] for block in blocks.values()]
     return Terms(*(torch.cat(t, 1) for t in zip(*columns, strict=True)))
 
 
+def _passes(
+    model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor], k: int, size: int
+) -> Iterator[tuple[slice, Terms, Any]]:
+    """Yield, pass by pass, the rows, their terms (draws, rows), and p(x|z) of (draws * rows,).
+
+    A guide of a single site with `rsample` runs once for all draws of some rows: no other draw can
+    have entered its distribution, so k draws of this are those of k rows alike, noise and all.
+    Values are checked against their supports in the first pass of some rows, which sees all of x.
+    """
+    done: slice | None = None
+    for rows, draws in _chunks(len(x), k, size):
+        first, done = rows != done, rows
+        data, context = x[rows], [t[rows] for t in c]
+        if first:
+            site = _only_site(guide, data, context) if k > 1 else None
+            if site is not None and not site["fn"].has_rsample:
+                site = None
+        with contextlib.nullcontext() if first else pyro.validation_enabled(False):
+            found = _pass(model, guide, data, context, draws, site)
+        yield rows, *found
+
+
 def _pass(
-    model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor], k: int
+    model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor], k: int, site: Any
 ) -> tuple[Terms, Any]:
-    """Return the terms (k, N) at k draws a datum, and p(x|z) of batch shape (k * N,)."""
-    n = len(x)
-    drawn = _encoded_once(guide, x, c, k) if k > 1 else None
-    x, c = _repeat(x, k), [_repeat(t, k) for t in c]
-    if drawn is None:
-        model_trace, guide_trace = traces(model, guide, x, c)
-        posterior = x.new_zeros(len(x))
-        for site in samples(guide_trace).values():
-            posterior = posterior + _log_prob(site, len(x))
+    """Return the terms (k, N) at k draws a datum, and p(x|z) of batch shape (k * N,).
+
+    Args:
+        model: Pyro model of (x, *c).
+        guide: Pyro guide of (x, *c).
+        x: data (N, ...).
+        c: context, N rows each.
+        k: draws a datum.
+        site: the guide's one site, already run; None to run the guide.
+    """
+    n, rows = len(x), _repeat(x, k)
+    context = [_repeat(t, k) for t in c]
+    if site is None:
+        model_trace, guide_trace = traces(model, guide, rows, context)
+        posterior = rows.new_zeros(len(rows))
+        for drawn in samples(guide_trace).values():
+            posterior = posterior + _log_prob(drawn, len(rows))
     else:
-        guide_trace, posterior = drawn
-        model_trace = replayed(model, guide_trace, x, c)
-    likelihood, prior, datum = x.new_zeros(len(x)), x.new_zeros(len(x)), None
-    for site in samples(model_trace).values():
-        if site["value"] is x:
-            datum = site["fn"]
-        if site["is_observed"]:
-            likelihood = likelihood + _log_prob(site, len(x))
+        z = site["fn"]((k,))
+        posterior = _log_prob(site | {"value": z}, k, n).flatten()
+        guide_trace = poutine.Trace()  # of the site alone: the plate's indices are the model's own
+        guide_trace.add_node(site["name"], **site | {"value": z.flatten(0, 1)})
+        model_trace = replayed(model, guide_trace, rows, context)
+    likelihood, prior, datum = rows.new_zeros(len(rows)), rows.new_zeros(len(rows)), None
+    for drawn in samples(model_trace).values():
+        if drawn["value"] is rows:
+            datum = drawn["fn"]
+        if drawn["is_observed"]:
+            likelihood = likelihood + _log_prob(drawn, len(rows))
         else:
-            prior = prior + _log_prob(site, len(x))
+            prior = prior + _log_prob(drawn, len(rows))
     return Terms(*(t.reshape(k, n) for t in (likelihood, prior, posterior))), datum
 
 
-def _encoded_once(
-    guide: Callable, x: Tensor, c: Sequence[Tensor], k: int
-) -> tuple[poutine.Trace, Tensor] | None:
-    """Draw k values a datum from a guide that ran once, or return None where that will not do.
-
-    It does where the guide has a single site with `rsample`: no other draw can have entered its
-    distribution, so k draws of this are those of k rows alike, noise and all, for the price of one.
-    (To run it draws a value, which must not move the generator.)
-
-    Returns:
-        A trace that holds k * N values, and log q(z|x), (k * N,).
-    """
-    site = _only_site(guide, x, c)
-    if site is None or not site["fn"].has_rsample:
-        return None
-    z = site["fn"]((k,))
-    log_q = _log_prob(site | {"value": z}, k, len(x)).flatten()
-    drawn = poutine.Trace()  # of the site alone: the plate's indices are those of the model's run
-    drawn.add_node(site["name"], **site | {"value": z.flatten(0, 1)})
-    return drawn, log_q
-
-
 def _only_site(guide: Callable, x: Tensor, c: Sequence[Tensor]) -> Any:
-    """Return the guide's site as one run made it, or None where it has several."""
+    """Return the guide's site as one run made it, or None where it has several.
+
+    The run draws a value, which must not move the generator.
+    """
     with seeded(0), poutine.block(hide_types=["sample", "observe"]), Repeated():
         sites = list(samples(poutine.trace(guide).get_trace(x, *c)).values())
     return sites[0] if len(sites) == 1 and tuple(sites[0]["fn"].batch_shape) == (len(x),) else None
@@ -228,8 +243,7 @@ def weighted_data(
         raise ValueError("expected an observed site whose value is the argument x; got none")
     size = rows_of_a_pass(x)
     with torch.no_grad(), seeded(seed), evaluating(*found):
-        for rows, k in _chunks(len(x), num_particles, size):
-            terms, datum = _pass(model, guide, x[rows], [t[rows] for t in c], k)
+        for rows, terms, datum in _passes(model, guide, x, c, num_particles, size):
             yield rows, terms.log_weight, datum
 
 
@@ -254,7 +268,7 @@ def log_weights(
         *c: context, N rows each.
         num_particles: number K of draws a datum.
         seed: of the draws; None for the global generator.
-        max_rows: rows x particles of one pass; by default 2^16, or what holds 2^23 numbers of x.
+        max_rows: rows x particles of one pass; by default 2^16, or what holds 2^21 numbers of x.
         modules: those that the functions hold in their closures; set to evaluation mode here.
 
     Returns:
@@ -290,7 +304,7 @@ def site_log_probs(
         latents: for each latent site its values (K, N, *event_shape).
         x: data (N, ...).
         *c: context, N rows each.
-        max_rows: rows x values of one pass; by default 2^16, or what holds 2^23 numbers of x.
+        max_rows: rows x values of one pass; by default 2^16, or what holds 2^21 numbers of x.
         modules: those that the function holds in its closure.
 
     Returns:

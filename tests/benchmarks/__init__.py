@@ -1,0 +1,1 @@
+"""Measurements that are run by hand: their options and figures are in each file."""

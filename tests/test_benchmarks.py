@@ -1,0 +1,38 @@
+"""The benchmarks measure like with like: every implementation gives the same log p(x)."""
+
+import json
+
+import torch
+from benchmarks import evidence as benchmark
+
+IMAGES, PARTICLES = 6, 2000
+
+
+def test_all_give_the_same_evidence():
+    """Within 5 standard errors of one another for each image."""
+    vae, x = benchmark.task(IMAGES)
+    exact = benchmark.evidence.iwae(vae.model, vae.guide, x, num_particles=20_000)
+    error = (exact.standard_error**2 * 11).sqrt()
+    for name, make in benchmark.implementations().items():
+        found = make(vae, x)(PARTICLES, 3).double()
+        assert found.shape == (IMAGES,)
+        assert bool(((found - exact.log_evidence).abs() < 5 * error).all()), name
+    assert float(error.max()) < 0.15
+    # negative control: logits moved by 0.05 are seen
+    vae.likelihood.net.output.bias.data += 0.05
+    other = benchmark.by_torch(vae, x)(PARTICLES, 3).double()
+    assert not bool(((other - exact.log_evidence).abs() < 5 * error).any())
+
+
+def test_it_prints_what_it_measured(capsys):
+    benchmark.main(["--rounds", "1", "--images", "4", "--particles", "20", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["setting"]["particles"] == 20
+    assert found["figures"]["torch"]["ratio_to_torch"] == [1.0, 1.0, 1.0]
+    assert found["figures"]["pyrovae"]["image_samples_a_second"][0] > 0
+    torch.set_num_threads(1)
+
+
+def test_memory_is_measured():
+    found = benchmark.growth(4, 50)
+    assert found["growth_mb"] >= 0 and found["seconds"] > 0
