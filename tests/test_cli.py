@@ -331,12 +331,12 @@ def test_check(run, tmp_path):
 
 def test_annealed_evidence_of_a_run(run):
     """Beside quadrature: within 4.5 standard errors of each datum."""
-    run("train", "--latent-dim", 2, "--epochs", 1, "--hidden", 20, "--run", "a")
-    words = ["evaluate", "a", "--limit", 3, "--num-particles", 50, "--evidence"]
+    run("train", "--latent-dim", 1, "--epochs", 1, "--hidden", 20, "--run", "a")
+    words = ["evaluate", "a", "--limit", 2, "--num-particles", 50, "--evidence"]
     found = run(*words, "ais", "--json")
     figures = json.loads(found.stdout)
     assert figures["method"] == "ais" and figures["importance_z"] is None
-    assert "ais: 3 data x 16 chains x 100 temperatures" in found.stderr
+    assert "ais: 2 data x 16 chains x 100 temperatures" in found.stderr
     by_annealing = load_file("a/evaluation.safetensors")
     run(*words, "quadrature", "--json")
     exact = load_file("a/evaluation.safetensors")["log_evidence"]

@@ -1,4 +1,4 @@
-"""Longer than a minute each: `PYROVAE_DATA=... pytest -m slow -s`. They print their figures."""
+"""Longer than a minute each: `PYROVAE_DATA=... pytest -n 0 -m slow -s`. They print figures."""
 
 import json
 

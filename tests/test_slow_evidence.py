@@ -1,6 +1,6 @@
-"""Evidence on MNIST, by hand: `PYROVAE_DATA=FOLDER pytest -m slow -s tests/test_slow_evidence.py`.
+"""Evidence beside exact values, by hand: `PYROVAE_DATA=FOLDER pytest -n 0 -m slow -s -k KEY`.
 
-The figures are printed; README holds those of the last run.
+KEY is `intervals` or `annealing`. The figures are printed; README holds those of the last run.
 """
 
 import math

@@ -1,6 +1,5 @@
 """Are the importance weights to be trusted? From their largest ones."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,4 +70,4 @@ def khat(
         log_w = log_weights(
             model, guide, x, *c, num_particles=num_particles, seed=seed, modules=modules
         )
-    return Khat(pareto.khat(log_w), min(1 - 1 / math.log10(num_particles), 0.7))
+    return Khat(pareto.khat(log_w), pareto.threshold(num_particles))

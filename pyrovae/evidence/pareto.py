@@ -19,6 +19,14 @@ def tail_size(draws: int) -> int:
     return min(math.ceil(min(draws / 5, 3 * draws**0.5)), MAX_TAIL)
 
 
+def threshold(draws: int) -> float:
+    """Return the k-hat below which S weights are to be trusted: min(1 - 1 / log10 S, 0.7).
+
+    Vehtari et al. (2024), section 3.2.4.
+    """
+    return min(1 - 1 / math.log10(draws), 0.7)
+
+
 def khat(log_weights: Tensor) -> Tensor:
     """Return k-hat of each datum, the shape of the generalized Pareto law of its largest weights.
 

@@ -361,7 +361,7 @@ def bounds_of(opened: Opened, x: Tensor, num_particles: int, seed: int) -> Bound
         low=low + gain,
         high=high + gain,
         khat=khat,
-        threshold=min(1 - 1 / math.log10(num_particles), 0.7),
+        threshold=evidence.pareto.threshold(num_particles),
         num_particles=num_particles,
         worst=Worst(x[worst], vae.reconstruct(x[worst], seed=seed), khat[worst]),
     )
