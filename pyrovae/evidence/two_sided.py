@@ -87,6 +87,7 @@ def bidirectional(
         ValueError: as `ais`; or the model observes anything beside x.
 
     Example:
+        >>> import torch
         >>> from pyrovae import build
         >>> vae = build(data_shape=(4,), latent_dim=2)
         >>> found = bidirectional(vae.model, vae.guide, torch.ones(3, 4), num_temperatures=5)
