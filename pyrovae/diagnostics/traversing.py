@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyrovae.distributions import seeded
 from pyrovae.importance import find_modules
 from pyrovae.nets import evaluating
-from pyrovae.pairs.vae import mean_or_draw
+from pyrovae.pairs.base import mean_or_draw
 
 NUM, REACH = 7, 2.5  # values by default, and how far from 0 they go
 

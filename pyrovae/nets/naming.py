@@ -2,6 +2,7 @@
 
 import collections.abc
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -14,12 +15,9 @@ def normalised(name: str) -> str:
 
 
 def hyphenated(name: str) -> str:
-    """Return a class's name as the command line writes it: VampPrior -> vamp-prior."""
+    """Return a class's name as the command line has it: VampPrior -> vamp-prior, DReG -> dreg."""
     name = name.removesuffix("_ELBO").removesuffix("ELBO").replace("_", "-")
-    pairs = zip(name, name[1:] + " ", strict=True)
-    return "".join(
-        c + "-" if c.islower() and following.isupper() else c for c, following in pairs
-    ).lower()
+    return re.sub(r"(?<=[a-z]{2})(?=[A-Z])", "-", name).lower()
 
 
 def by_name(kind: str, name: str, choices: Mapping[str, Any]) -> Any:
@@ -41,7 +39,11 @@ def by_name(kind: str, name: str, choices: Mapping[str, Any]) -> Any:
 
 
 def typed(
-    role: str, factory: Callable[..., Any], options: Mapping[str, Any], taken: Collection[str]
+    role: str,
+    factory: Callable[..., Any],
+    options: Mapping[str, Any],
+    taken: Collection[str],
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Return options as the arguments that a class or function takes.
 
@@ -53,6 +55,7 @@ def typed(
         factory: a class or function with annotated arguments.
         options: values by name, as JSON has them.
         taken: arguments that are no options, since they are given otherwise.
+        name: of what the factory makes, for errors; by default the factory's own.
 
     Raises:
         ValueError: no such option, or a value of another type.
@@ -64,15 +67,15 @@ def typed(
     for key, value in options.items():
         if key not in free:
             raise ValueError(
-                f"expected options of {role} {hyphenated(factory.__name__)} among "
+                f"expected options of {role} {hyphenated(name or factory.__name__)} among "
                 f"{', '.join(free) or '(none)'}; got {key!r}"
             )
         hint = hints.get(key, Any)
         if isinstance(value, str) and getattr(hint, "__module__", "") == factory.__module__:
             value = _object(key, value, hint)
         if not _fits(value, hint):
-            name = hint.__name__ if isinstance(hint, type) else str(hint)
-            raise ValueError(f"expected {key} to be of type {name}; got {value!r}")
+            kind = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise ValueError(f"expected {key} to be of type {kind}; got {value!r}")
         found[key] = tuple(value) if isinstance(value, list) else value
     return found
 

@@ -4,16 +4,17 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, cast
-
-from torch import nn
+from typing import Any
 
 from pyrovae import likelihoods, nets, posteriors, priors
 from pyrovae.distributions import seeded
 from pyrovae.nets.naming import by_name, hyphenated, normalised, typed
-from pyrovae.pairs import vae
+from pyrovae.pairs.base import Pair
+from pyrovae.pairs.vae import VAE
 
 Options = Mapping[str, Any]
+Named = tuple[str, Options | None]  # a part's name and its options
+PAIRS: dict[str, type[Pair]] = {c.__name__: c for c in (VAE,)}
 
 
 def exported(module: ModuleType) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def build(
     likelihood_options: Options | None = None,
     posterior_options: Options | None = None,
     net_options: Options | None = None,
-) -> vae.VAE:
+    pair_options: Options | None = None,
+) -> Any:
     """Build a pair from names, the same for the same arguments.
 
     Names are class names, compared without case, hyphen or underscore. The decoder's hidden layers
@@ -58,6 +60,7 @@ def build(
         likelihood_options: further arguments of the likelihood's class.
         posterior_options: further arguments of the posterior's class.
         net_options: further arguments of the net's factory.
+        pair_options: further arguments of the pair's `of_names`.
 
     Returns:
         The pair; its `config` holds these arguments as JSON-able data.
@@ -75,7 +78,7 @@ def build(
         raise ValueError(f"expected data_shape to hold positive whole numbers; got {shape}")
     if not isinstance(latent_dim, int) or latent_dim < 1:
         raise ValueError(f"expected latent_dim to be a positive whole number; got {latent_dim!r}")
-    pair_class = by_name("pair", pair, {"VAE": vae.VAE})
+    pair_class = by_name("pair", pair, PAIRS)
     net_class = by_name("net", net, exported(nets))
     if hidden is None:
         hidden = inspect.signature(net_class).parameters["hidden"].default
@@ -85,6 +88,7 @@ def build(
         "pair": pair, "seed": seed, "prior_options": dict(prior_options or {}),
         "likelihood_options": dict(likelihood_options or {}),
         "posterior_options": dict(posterior_options or {}), "net_options": dict(net_options or {}),
+        "pair_options": dict(pair_options or {}),
     }  # fmt: skip
     try:
         json.dumps(config, allow_nan=False)
@@ -93,29 +97,73 @@ def build(
             f"expected options that JSON can hold, so that a run can be loaded; got {error}: name "
             "an object, as in variance='fixed:0.1', or make the VAE from its parts"
         ) from None
-    given: dict[str, Any] = {"latent_dim": latent_dim, "data_shape": shape}
-    masked, name = split_masked(likelihood)
     with seeded(seed):
-        encoder = _make(
-            "net", net_class, net_options, {"hidden": tuple(hidden), "data_shape": shape}
-        )
-        decoder = _make(
-            "net", net_class, net_options, {"hidden": tuple(hidden)[::-1], "data_shape": shape}
-        )
-        q = _part(
-            "posterior", posterior, posteriors, posterior_options,
-            given | {"net": encoder} | ({"missing": True} if masked else {}),
+        parts = Parts(
+            shape, latent_dim, (prior, prior_options), (likelihood, likelihood_options),
+            (posterior, posterior_options), (net_class, net_options, tuple(hidden)),
         )  # fmt: skip
-        given |= {"net": decoder, "posterior": q}
-        p = _part("prior", prior, priors, prior_options, given)
-        p_x = _part("likelihood", name, likelihoods, likelihood_options, given)
-        made = pair_class(
-            prior=p,
-            likelihood=likelihoods.Masked(cast(likelihoods.Likelihood, p_x)) if masked else p_x,
-            posterior=q,
-        )
+        of_names = pair_class.of_names
+        chosen = typed("pair", of_names, pair_options or {}, ["parts"], pair_class.__name__)
+        made = of_names(parts, **chosen)
     made.config = config
     return made
+
+
+class Parts:
+    """Parts by name, for a pair's `of_names` to put together; made in the order it asks for them.
+
+    Args:
+        data_shape: shape of one datum.
+        latent_dim: length of z.
+        prior: the prior's name and options.
+        likelihood: the likelihood's name and options.
+        posterior: the posterior's name and options.
+        net: the net's factory, its options, and the widths of the encoder's hidden layers.
+
+    Attributes:
+        data_shape: as above.
+        latent_dim: as above.
+        encoder: the factory of networks from x.
+        decoder: the factory of networks from z, hidden layers mirrored.
+    """
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        latent_dim: int,
+        prior: Named,
+        likelihood: Named,
+        posterior: Named,
+        net: tuple[Callable[..., Any], Options | None, tuple[int, ...]],
+    ) -> None:
+        self.data_shape, self.latent_dim = data_shape, latent_dim
+        self._named = {"prior": prior, "posterior": posterior}
+        self._masked, name = split_masked(likelihood[0])
+        self._named["likelihood"] = name, likelihood[1]
+        factory, options, hidden = net
+        self.encoder, self.decoder = (
+            _make("net", factory, options, {"hidden": widths, "data_shape": data_shape})
+            for widths in (hidden, hidden[::-1])
+        )
+
+    def prior(self, **given: Any) -> Any:
+        """Return the prior; `given` replaces what it would be given, latent_dim say."""
+        return self._part("prior", priors, {"net": self.decoder, **given})
+
+    def likelihood(self, **given: Any) -> Any:
+        """Return the likelihood, masked if its name says so."""
+        made = self._part("likelihood", likelihoods, {"net": self.decoder, **given})
+        return likelihoods.Masked(made) if self._masked else made
+
+    def posterior(self, **given: Any) -> Any:
+        """Return the posterior."""
+        missing = {"missing": True} if self._masked else {}
+        return self._part("posterior", posteriors, {"net": self.encoder, **missing, **given})
+
+    def _part(self, role: str, module: ModuleType, given: dict[str, Any]) -> Any:
+        name, options = self._named[role]
+        common = {"latent_dim": self.latent_dim, "data_shape": self.data_shape}
+        return _make(role, by_name(role, name, exported(module)), options, common | given)
 
 
 def split_masked(likelihood: str) -> tuple[bool, str]:
@@ -159,12 +207,6 @@ def level_options(levels: int, prior: str, likelihood: str, posterior: str) -> d
         takes = inspect.signature(by_name(role, name, exported(module))).parameters
         options[f"{role}_options"] = {k: v for k, v in values.items() if k in takes}
     return options
-
-
-def _part(
-    role: str, name: str, module: ModuleType, options: Options | None, given: dict[str, Any]
-) -> nn.Module:
-    return _make(role, by_name(role, name, exported(module)), options, given)
 
 
 def _make(

@@ -1,26 +1,18 @@
 """The variational autoencoder: a Pyro pair made of a prior, a likelihood and a posterior."""
 
-import itertools
-import weakref
 from typing import Any
 
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
 
 from pyrovae.distributions import seeded
 from pyrovae.nets import evaluating
-
-# The names under which instances stand in Pyro's parameter store. They are kept here and not on the
-# instance, so that a copy or a loaded VAE cannot take its original's name: `pyro.module` under a
-# name already taken trains the old parameters and never the new ones, without a word.
-_NAMES: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
-_COUNTER = itertools.count()
+from pyrovae.pairs.base import Pair, check_count, mean_or_draw
 
 
-class VAE(nn.Module):
+class VAE(Pair):
     """p(z) p(x|z) with the guide q(z|x): `vae.model` and `vae.guide` are a Pyro pair.
 
         model(x, *c):  z ~ prior(*c),  x ~ likelihood(z, *c)        within the plate "data"
@@ -50,10 +42,7 @@ class VAE(nn.Module):
         >>> loss = svi.step(torch.ones(5, 8, 8))
     """
 
-    config: dict[str, Any] | None = None  # what `build` was given
-    prior: Any  # modules of any class, with the attributes of `priors.Prior` and its siblings
-    likelihood: Any
-    posterior: Any
+    posterior: Any  # a module of any class, with the attributes of `posteriors.Posterior`
 
     def __init__(self, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:
         super().__init__()
@@ -82,6 +71,13 @@ class VAE(nn.Module):
             )
         self.prior, self.likelihood, self.posterior = prior, likelihood, posterior
 
+    @classmethod
+    def of_names(cls, parts: Any) -> "VAE":
+        """Make one of parts by name; it has no options of its own."""
+        posterior = parts.posterior()
+        prior = parts.prior(posterior=posterior)
+        return cls(prior, parts.likelihood(), posterior)
+
     def model(self, x: Tensor, *c: Tensor) -> None:
         """Pyro model p(z | c) p(x | z, c), sites "z" and "x".
 
@@ -104,24 +100,6 @@ class VAE(nn.Module):
         self.register()
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(x, *self.shared(c)))
-
-    def register(self) -> None:
-        """Hand the parameters to Pyro's store, under names that are this instance's alone.
-
-        The model and the guide do this at each call. Where the store holds other tensors under the
-        names (after `load_state_dict(assign=True)`, or a store that was read from disk), the names
-        are taken afresh.
-        """
-        store = pyro.get_param_store()
-        trained = {key: p for key, p in self.named_parameters() if p.requires_grad}
-        name = _NAMES.get(self)
-        if name is None or any(
-            full in store and store[full].unconstrained() is not parameter
-            for full, parameter in _under(name, trained)
-        ):
-            name = _NAMES[self] = f"{type(self).__name__}-{next(_COUNTER)}"
-        for full, parameter in _under(name, trained):  # as pyro.module, which warns of frozen ones
-            pyro.param(full, parameter)
 
     def encode(self, x: Tensor, *c: Tensor) -> TorchDistribution:
         """Return q(z | x, c), batch shape (N,), event shape (latent_dim,)."""
@@ -146,8 +124,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: n is negative or no whole number.
         """
-        if not isinstance(n, int) or n < 0:
-            raise ValueError(f"expected n to be a whole number >= 0; got {n!r}")
+        check_count(n)
         with torch.no_grad(), seeded(seed), evaluating(self):
             p = self.prior(*c)
             z = p.sample(() if p.batch_shape else (n,))
@@ -171,19 +148,3 @@ class VAE(nn.Module):
     def shared(self, c: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the context that every part is given: all, or without the prior's index."""
         return c[1:] if getattr(self.prior, "indexed", False) else c
-
-    def _cast(self, x: Tensor) -> Tensor:
-        return x.to(next(self.parameters(), x))
-
-
-def mean_or_draw(x: TorchDistribution) -> Tensor:
-    """Return E[x], or a draw where the distribution does not know its mean."""
-    try:
-        return x.mean
-    except NotImplementedError:
-        return x.sample()
-
-
-def _under(name: str, parameters: dict[str, nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
-    """Return parameters by their names in Pyro's store, under a module of that name."""
-    return [(param_with_module_name(name, key), p) for key, p in parameters.items()]

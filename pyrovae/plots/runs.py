@@ -10,7 +10,7 @@ from pyrovae.data import Data
 from pyrovae.distributions import seeded
 from pyrovae.nets import evaluating
 from pyrovae.pairs import VAE
-from pyrovae.pairs.vae import mean_or_draw
+from pyrovae.pairs.base import mean_or_draw
 from pyrovae.plots.style import COLOURS, INK, MISSING, new_figure, plain, save
 from pyrovae.training import History
 

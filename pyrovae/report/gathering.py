@@ -18,7 +18,7 @@ from pyrovae.data import Data
 from pyrovae.distributions.sphere import SPHERE
 from pyrovae.nets import evaluating
 from pyrovae.pairs import VAE
-from pyrovae.pairs.vae import mean_or_draw
+from pyrovae.pairs.base import mean_or_draw
 from pyrovae.plots.maps import plane
 from pyrovae.report.repeating import command
 from pyrovae.training import History, evaluation, rundir

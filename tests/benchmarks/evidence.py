@@ -11,15 +11,18 @@ log p(x) of every image by K draws z ~ q(z|x). The figure is image-samples (imag
     pyro      pyro.infer.importance.vectorized_importance_weights
     numpyro   jax.jit of a NumPyro pair's log_density, vmapped over draws and data
 
-Each has passes of the size that suits it best: `CHUNKS`, and `evidence.iwae` its own. Pyro's
-function sums the batch into one weight a draw; the weights of each datum are read from the traces
-that it returns besides. The four take turns in one process, and a ratio is that of two runs of one
-round, so that a machine that slows down slows both. "cores" is processor time over wall time, to
-show that none had more threads than --threads; "compile" the first call's time over the median's.
+Each has passes of a size that suits it: `CHUNKS`, the fastest of 5, 10, 20 and 50 draws or within
+6% of that, and `evidence.iwae` its own. Pyro's function sums the batch into one weight a draw; the
+weights of each datum are read from the traces that it returns besides. The four take turns in one
+process, and a ratio is that of two runs of one round, so that a machine that slows down slows both.
+"cores" is processor time over wall time, to show that none had more threads than --threads (with
+two or more, XLA still runs the body of lax.map on one); "compile" is how much longer the first call
+took than the median call.
 """
 
 import argparse
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -43,7 +46,8 @@ from torch.nn import functional
 from pyrovae import VAE, build, evidence
 
 PIXELS, HIDDEN, LATENT = 784, 400, 20
-CHUNKS = {"torch": 10, "pyro": 10, "numpyro": 10}  # draws a datum of one pass over 100 images
+CHUNKS = {"torch": 10, "pyro": 20, "numpyro": 10}  # draws a datum of one pass over 100 images
+THRESHOLD = "MALLOC_MMAP_THRESHOLD_"  # glibc reads it when a process starts
 COUNTS = (100, 1_000, 10_000, 100_000)  # draws a datum of the memory's table
 
 Estimate = Callable[[int, int], Tensor]  # of draws a datum and a seed: log p(x), (N,)
@@ -249,12 +253,23 @@ def growth(images: int, particles: int) -> dict[str, float]:
 
 
 def memory(images: int, counts: Sequence[int], threads: int) -> dict[int, dict[str, float]]:
-    """Return `growth` by draws a datum, each in a new process: a peak does not come down."""
+    """Return `growth` by draws a datum, each in a new process: a peak does not come down.
+
+    Besides, "held_mb" is the growth where glibc gives freed memory back at once: what was held.
+    Left to itself it keeps some for later, tens of MB more or less from run to run.
+    """
     found = {}
     for k in counts:
-        with ProcessPoolExecutor(1, get_context("spawn"), use, (threads,)) as process:
-            found[k] = process.submit(growth, images, k).result()
+        found[k] = _in_a_process(images, k, threads)
+        os.environ[THRESHOLD] = "1000000"  # larger blocks are mapped, and unmapped when freed
+        found[k]["held_mb"] = _in_a_process(images, k, threads)["growth_mb"]
+        del os.environ[THRESHOLD]
     return found
+
+
+def _in_a_process(images: int, particles: int, threads: int) -> dict[str, float]:
+    with ProcessPoolExecutor(1, get_context("spawn"), use, (threads,)) as process:
+        return process.submit(growth, images, particles).result()
 
 
 def use(threads: int) -> None:
@@ -277,9 +292,10 @@ def show(figures: dict[str, dict[str, Any]]) -> None:
 
 def show_memory(found: dict[int, dict[str, float]]) -> None:
     """Print the table of `memory`."""
-    print(f"{'draws a datum':>14}{'growth of the peak':>20}{'time':>10}")
+    print(f"{'draws a datum':>14}{'growth of the peak':>20}{'of it held':>14}{'time':>10}")
     for k, row in found.items():
-        print(f"{k:14,}{row['growth_mb']:17.1f} MB{row['seconds']:8.1f} s")
+        print(f"{k:14,}{row['growth_mb']:17.1f} MB{row['held_mb']:11.1f} MB", end="")
+        print(f"{row['seconds']:8.1f} s")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -295,7 +311,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     use(options.threads)
     images = options.images or (20 if options.memory else 100)
     setting = {"images": images, "threads": options.threads, "cores": os.cpu_count()}
-    setting |= {"torch": torch.__version__, "pyro": pyro.__version__}
+    packages = ["torch", "pyro-ppl"] + ["numpyro", "jax"] * bool(
+        importlib.util.find_spec("numpyro")
+    )
+    setting |= {name: importlib.metadata.version(name) for name in packages}
     found: dict[Any, Any]
     if options.memory:
         found = memory(images, COUNTS, options.threads)
