@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.diagnostics.arrays import check_whole
-from pyrovae.diagnostics.factors import factors, kind, marginals, one_site, univariate_kl
+from pyrovae.diagnostics.factors import marginals, one_site, univariate_kl
 from pyrovae.diagnostics.latents import PAIRS, _mean_and_error
-from pyrovae.distributions import seeded
+from pyrovae.distributions import factors, kind, seeded
 from pyrovae.importance import batched, find_modules
 from pyrovae.nets import evaluating
 

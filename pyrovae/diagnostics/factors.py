@@ -9,13 +9,12 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
 from torch.distributions import (
-    Independent,
     LowRankMultivariateNormal,
     MultivariateNormal,
     kl_divergence,
 )
 
-from pyrovae.distributions import CategoricalVector, MixtureOfNormals
+from pyrovae.distributions import MixtureOfNormals, factors
 from pyrovae.importance import guide_distributions, inspect
 
 NODES = torch.linspace(-7.0, 7.0, 57, dtype=torch.float64)  # in standard deviations of q
@@ -39,18 +38,6 @@ def one_site(
         )
     q, p = (guide_distributions(f, x, *c, modules=modules)[names[0]] for f in (guide, model))
     return names[0], q, p
-
-
-def factors(d: Any) -> Any:
-    """Return the univariate distributions that d is the product of, or None if it is no product.
-
-    Of batch shape (*d.batch_shape, *d.event_shape).
-    """
-    if isinstance(d, Independent):
-        return factors(d.base_dist)
-    if isinstance(d, CategoricalVector):
-        return dist.Categorical(logits=d.logits)
-    return None if d.event_shape else d
 
 
 def marginals(d: Any) -> Any:
@@ -90,9 +77,3 @@ def univariate_kl(q: Any, p: Any) -> Tensor | None:
     for node, weight in zip(nodes, weights, strict=True):
         cross = cross + weight * p.log_prob(q.loc + node * q.scale)
     return -q.entropy() - cross
-
-
-def kind(d: Any) -> str:
-    """Return the name of d's class, and of what it wraps."""
-    inner = getattr(d, "base_dist", None)
-    return type(d).__name__ if inner is None else f"{type(d).__name__} of {kind(inner)}"

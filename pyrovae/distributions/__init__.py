@@ -26,6 +26,7 @@ from pyrovae.distributions.missing import (
 )
 from pyrovae.distributions.mixtures import PathwiseMixture
 from pyrovae.distributions.normals import MixtureOfNormals, diagonal_normal
+from pyrovae.distributions.products import factors, kind
 from pyrovae.distributions.seeding import mixed, seeded
 from pyrovae.distributions.sphere import VonMisesFisher
 from pyrovae.distributions.unit import ContinuousBernoulli
@@ -53,6 +54,8 @@ __all__ = [
     "VonMisesFisher",
     "ZeroInflated",
     "diagonal_normal",
+    "factors",
+    "kind",
     "observed",
     "mixed",
     "seeded",

@@ -7,6 +7,8 @@ with `.to_event`; the same latent sites on both sides; and row n of both depends
 `c` alone.
 """
 
+from pyrovae.importance.dependence import analytic_kl_problem
+from pyrovae.importance.differentiable import Latent, Particles, particles, simulated
 from pyrovae.importance.draws import Draws, posterior_draws, prior_draws
 from pyrovae.importance.structure import (
     Plate,
@@ -32,10 +34,13 @@ from pyrovae.importance.weights import (
 
 __all__ = [
     "Draws",
+    "Latent",
+    "Particles",
     "Plate",
     "Site",
     "Structure",
     "Terms",
+    "analytic_kl_problem",
     "batched",
     "check_support",
     "enumerate_latents",
@@ -46,9 +51,11 @@ __all__ = [
     "log_joint",
     "log_terms",
     "log_weights",
+    "particles",
     "posterior_draws",
     "prior_draws",
     "simulate",
+    "simulated",
     "site_log_probs",
     "weighted_data",
 ]

@@ -48,7 +48,7 @@ def typed(
     """Return options as the arguments that a class or function takes.
 
     "name:1,2" becomes an object of the class of that name, where the option is annotated as a class
-    that stands in the factory's own module; lists become tuples.
+    that stands in the factory's own package; lists become tuples.
 
     Args:
         role: what the factory makes, for errors.
@@ -71,7 +71,8 @@ def typed(
                 f"{', '.join(free) or '(none)'}; got {key!r}"
             )
         hint = hints.get(key, Any)
-        if isinstance(value, str) and getattr(hint, "__module__", "") == factory.__module__:
+        package = factory.__module__.rpartition(".")[0]
+        if isinstance(value, str) and package == getattr(hint, "__module__", "").rpartition(".")[0]:
             value = _object(key, value, hint)
         if not _fits(value, hint):
             kind = hint.__name__ if isinstance(hint, type) else str(hint)

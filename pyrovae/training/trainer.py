@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyrovae.distributions import seeded
-from pyrovae.importance import Structure, check_support, find_modules, inspect, log_terms
+from pyrovae.importance import (
+    Structure,
+    analytic_kl_problem,
+    check_support,
+    find_modules,
+    inspect,
+    log_terms,
+)
 from pyrovae.nets import evaluating
-from pyrovae.objectives import with_beta
+from pyrovae.objectives import BetaELBO, with_beta
 from pyrovae.optimise import Optimizer, Schedule, adam, descend
 from pyrovae.training import rundir
 from pyrovae.training.batches import Batch, Source, source
@@ -81,8 +88,8 @@ def fit(
         optimizer: `optimizer(parameters, lr=lr)` gives a torch optimizer; by default fused Adam.
         schedule: factor of lr as a function of the part of training done; `optimise.cosine` is one.
         beta: factor of the latent sites' log-densities in model and guide alike, a number or a
-            function of the epoch (from 0); by default the objective's own, or 1. Validation is
-            always at beta = 1.
+            function of the epoch (from 0); by default the objective's own, or 1. The schedule of a
+            `BetaELBO` moves at every step. Validation is always at beta = 1.
         patience: stop after this many epochs without a better validation loss, counted only while
             beta is what it is in the last epoch (full beta).
         clip_norm: upper bound of the gradient's 2-norm.
@@ -109,8 +116,8 @@ def fit(
     """
     check_arguments(epochs, batch_size, lr, compile, patience, clip_norm, validation)
     objective = TraceMeanField_ELBO() if objective is None else objective
-    beta = getattr(objective, "beta", 1.0) if beta is None else beta
-    betas = [float(beta(e) if callable(beta) else beta) for e in range(epochs)]
+    factor = _factor(objective, beta)
+    betas = [factor(float(e)) for e in range(epochs)]
     if any(not 0 <= b < math.inf for b in betas):
         raise ValueError(f"expected beta to be finite and >= 0 in every epoch; got {betas}")
     found = find_modules(model, guide, modules=modules)
@@ -118,13 +125,17 @@ def fit(
         for module in found:
             module.to(device)
     pair = _Pair(model, guide, objective, found)
-    with rundir.claimed(run) as path, seeded(seed), _training(found), pair.own_store():
+    with (
+        contextlib.ExitStack() as stack, rundir.claimed(run) as path, seeded(seed),
+        _training(found), pair.own_store(),
+    ):  # fmt: skip
         data = _Data(source(train, found), transform, seed, batch_size)
+        stack.enter_context(_told(objective, len(data.rows)))
         held_out = None if validation is None else source(validation, found)
         pair.check(data, held_out)
         parameters = pair.parameters(next(data.epoch(0)))
         history = _run(
-            pair, parameters, data, held_out, betas, patience, callbacks,
+            pair, parameters, data, held_out, betas, factor, patience, callbacks,
             lr=lr, optimizer=optimizer, schedule=schedule, clip_norm=clip_norm,
         )  # fmt: skip
         if path is not None:
@@ -159,6 +170,29 @@ def check_arguments(
         raise ValueError("expected validation data with patience; got none: pass validation=...")
 
 
+def _factor(objective: ELBO, beta: Beta | None) -> Callable[[float], float]:
+    """Return beta as a function of the time in epochs: the objective's own where none is given."""
+    if beta is None and isinstance(objective, BetaELBO):
+        return objective.beta_at
+    given: Beta = getattr(objective, "beta", 1.0) if beta is None else beta
+    return lambda t: float(given(int(t)) if callable(given) else given)
+
+
+@contextlib.contextmanager
+def _told(objective: ELBO, num_data: int) -> Iterator[None]:
+    """Tell an objective that asks how many data there are; its clock is its own afterwards."""
+    asks = getattr(objective, "num_data", num_data) is None
+    if asks:
+        objective.num_data = num_data
+    try:
+        yield
+    finally:
+        if asks:
+            objective.num_data = None
+        if hasattr(objective, "clock"):
+            objective.clock.epoch = None
+
+
 def _config(model: Any) -> dict[str, Any] | None:
     return getattr(getattr(model, "__self__", None), "config", None)
 
@@ -169,6 +203,11 @@ def _training(modules: Sequence[nn.Module]) -> Iterator[None]:
         for module in modules:
             module.train()
         yield
+
+
+def _analytic(objective: ELBO) -> bool:
+    """Does an objective take KLs in closed form?"""
+    return getattr(objective, "analytic_kl", isinstance(objective, TraceMeanField_ELBO))
 
 
 class _Data:
@@ -224,6 +263,7 @@ class _Pair:
                 structure = inspect(self.model, self.guide, *batch, modules=self.modules)
                 self.valid = not structure.problems
                 self._check_draws(structure)
+                self._check_order(batch)
                 if structure.datum is None:
                     return
                 check_support(structure.datum, batch[0], row)
@@ -232,13 +272,20 @@ class _Pair:
     def _check_draws(self, structure: Structure) -> None:
         """Refuse draws without a gradient where the objective has none for them."""
         for site in structure.latents:
-            if isinstance(self.objective, TraceMeanField_ELBO) and not site.reparameterised:
+            if _analytic(self.objective) and not site.reparameterised:
                 raise ValueError(
                     f"site {site.name!r}: expected draws with a gradient (rsample) for "
-                    f"TraceMeanField_ELBO; got {site.distribution}: take Trace_ELBO (--objective "
-                    "trace), which has the score function's, or a guide such as straight-through "
-                    "or gumbel-softmax"
+                    f"{type(self.objective).__name__}; got {site.distribution}: take Trace_ELBO "
+                    "(--objective trace), which has the score function's, or a guide such as "
+                    "straight-through or gumbel-softmax"
                 )
+
+    def _check_order(self, batch: Batch) -> None:
+        """Refuse a guide for which KLs in closed form are wrong where the objective takes them."""
+        if _analytic(self.objective):
+            problem = analytic_kl_problem(self.model, self.guide, *batch, modules=self.modules)
+            if problem is not None:
+                raise ValueError(problem)
 
     @contextlib.contextmanager
     def own_store(self) -> Iterator[None]:
@@ -300,9 +347,11 @@ class _Pair:
             self._sizes[n] = n if plate is None else plate.size
         return self._sizes[n]
 
-    def step(self, batch: Batch, beta: float, parameters: Sequence[Tensor]) -> float:
+    def step(self, batch: Batch, epoch: float, beta: float, parameters: Sequence[Tensor]) -> float:
         """Leave the gradient of objective / plate size in `.grad`, and return its value."""
         size = self.plate_size(batch)
+        if hasattr(self.objective, "clock"):
+            self.objective.clock.epoch = epoch
         # the first batch went through with validation on
         with pyro.validation_enabled(False), self._at(beta) as (model, guide):
             loss = self.objective.loss_and_grads(model, guide, *batch) / size
@@ -352,6 +401,7 @@ def _run(
     data: _Data,
     held_out: Source | None,
     betas: Sequence[float],
+    factor: Callable[[float], float],
     patience: int | None,
     callbacks: Sequence[Callback],
     **options: Any,
@@ -363,8 +413,10 @@ def _run(
     bar = tqdm(total=len(betas) * steps, unit="step", disable=None, leave=False)
 
     def batches(epoch: int) -> Iterator[tuple[Callable[[], float], float]]:
-        for batch in data.epoch(epoch):
-            yield functools.partial(pair.step, batch, betas[epoch], parameters), len(batch[0])
+        for i, batch in enumerate(data.epoch(epoch)):
+            now = epoch + i / steps
+            step = functools.partial(pair.step, batch, now, factor(now), parameters)
+            yield step, len(batch[0])
             bar.update()
 
     def rows_for_terms() -> Iterator[Batch]:

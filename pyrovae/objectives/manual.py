@@ -1,4 +1,4 @@
-"""Objectives: Pyro ELBOs, and the manual ELBO that cross-checks them."""
+"""The manual ELBO, which cross-checks Pyro's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,18 +7,11 @@ from typing import Any
 import pyro.infer
 import torch
 from pyro.infer.util import torch_item
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrovae.pairs.names import by_name
 from pyrovae.pairs.vae import VAE
-
-__all__ = ["ManualELBO"]
-
-PYRO_ELBOS = ("TraceEnum_ELBO", "TraceGraph_ELBO", "TraceMeanField_ELBO", "Trace_ELBO")
 
 
 @dataclass(frozen=True)
@@ -130,46 +123,3 @@ def _parts(model: Any, guide: Any) -> VAE:
         "ManualELBO expected the model and guide of one VAE made of parts (vae.model, vae.guide); "
         f"got {model!r} and {guide!r}: for other pairs use Trace_ELBO or TraceMeanField_ELBO"
     )
-
-
-class _ScaleLatents(Messenger):
-    def __init__(self, beta: float) -> None:
-        super().__init__()
-        self.beta = beta
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and not site_is_subsample(msg):
-            msg["scale"] = msg["scale"] * self.beta
-
-
-def with_beta(function: Callable, beta: float) -> Callable:
-    """Return a model or guide whose latent sites' log-densities are multiplied by beta.
-
-    Wrapped around model *and* guide this makes any ELBO a beta-ELBO, sampled or analytic alike;
-    around one of them only, the two would differ.
-
-    Args:
-        function: the model or the guide.
-        beta: the factor, >= 0.
-    """
-    if beta == 1.0:
-        return function
-
-    def scaled(*args: Any, **kwargs: Any) -> Any:
-        with _ScaleLatents(beta):
-            return function(*args, **kwargs)
-
-    return scaled
-
-
-def by_objective_name(name: str) -> type[pyro.infer.ELBO]:
-    """Return the ELBO class of that name, ours or one of Pyro's that `fit` takes.
-
-    Args:
-        name: compared without case, hyphen, underscore or final "ELBO".
-
-    Raises:
-        ValueError: no such name.
-    """
-    ours = {n: globals()[n] for n in __all__}
-    return by_name("objective", name, {n: getattr(pyro.infer, n) for n in PYRO_ELBOS} | ours)
