@@ -1,6 +1,7 @@
 """Diagnostics of a pair: its guide, its weights, what its latents tell, and what it generates."""
 
 from pyrovae.diagnostics.dimensions import Collapse, TotalCorrelation, collapse, total_correlation
+from pyrovae.diagnostics.gradients import GradientNoise, gradient_noise
 from pyrovae.diagnostics.kernels import TwoSample, two_sample
 from pyrovae.diagnostics.latents import ActiveUnits, Surgery, active_units, elbo_surgery
 from pyrovae.diagnostics.manifolds import (
@@ -23,6 +24,7 @@ __all__ = [
     "ActiveUnits",
     "Calibration",
     "Collapse",
+    "GradientNoise",
     "Khat",
     "Memorisation",
     "Neighbours",
@@ -38,6 +40,7 @@ __all__ = [
     "calibration",
     "collapse",
     "elbo_surgery",
+    "gradient_noise",
     "khat",
     "latent_means",
     "memorisation",

@@ -217,6 +217,7 @@ class StraightThroughGroups(OneHotGroups):
     """
 
     has_rsample = True
+    biased_gradient = True  # of its draws: estimators that need the derivative itself refuse it
     has_enumerate_support = False  # TraceEnum_ELBO would not weight values of what has rsample
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008

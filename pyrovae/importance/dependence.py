@@ -54,7 +54,7 @@ def analytic_kl_problem(
     found = find_modules(model, guide, modules=modules)
     x, c = batched(x, c, found)
     rows, context = x[:ROWS], tuple(t[:ROWS] for t in c)
-    with torch.enable_grad(), evaluating(*found):
+    with torch.no_grad(), evaluating(*found):
         crossed = list(_crossed(model, guide, rows, context))
     if not crossed:
         return None
@@ -109,11 +109,12 @@ def _depends(f: Callable[[Tensor], Tensor], value: Tensor, other: Tensor) -> boo
     leaf = value.detach()
     if leaf.is_floating_point():
         leaf.requires_grad_()
-    at = f(leaf)
-    if at.requires_grad and leaf.requires_grad:
-        (gradient,) = torch.autograd.grad(at.sum(), leaf, allow_unused=True)
-        if gradient is not None:
-            return True
+    with torch.enable_grad():
+        at = f(leaf)
+        if at.requires_grad and leaf.requires_grad:
+            (gradient,) = torch.autograd.grad(at.sum(), leaf, allow_unused=True)
+            if gradient is not None:
+                return True
     return not torch.equal(at, f(other.detach()))
 
 

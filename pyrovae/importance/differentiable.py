@@ -279,10 +279,13 @@ def _check_names(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 
 def _check_gradients(sites: Mapping[str, Any]) -> None:
     for name, site in sites.items():
-        if not site["fn"].has_rsample:
+        base = getattr(site["fn"], "base_dist", site["fn"])
+        biased = getattr(base, "biased_gradient", False)
+        if biased or not site["fn"].has_rsample:
+            why = ", whose draws' gradient is no derivative" if biased else ""
             raise ValueError(
                 f"site {name!r}: expected draws with a gradient (rsample) for an estimator of its "
-                f"path; got {type(site['fn']).__name__}: take IWAE or ReweightedWakeSleep"
+                f"path; got {type(base).__name__}{why}: take IWAE or ReweightedWakeSleep"
             )
 
 
