@@ -162,11 +162,6 @@ class _Stream:
     def add(self, terms: Terms, rows: Tensor) -> None:
         """Take the draws (k, n) of some rows in."""
         log_w = terms.log_weight.double().cpu()
-        if bool((bad := log_w.isnan() | (log_w == math.inf)).any()):
-            raise ValueError(
-                f"expected finite densities; of datum {int(rows[bad.any(0)][0])} some log weights "
-                "are NaN or +inf: are the networks' outputs finite?"
-            )
         self.count[rows] += len(log_w)
         self.log_sum[rows] = self.log_sum[rows].logaddexp(log_w.logsumexp(0))
         self.log_sum_squares[rows] = self.log_sum_squares[rows].logaddexp((2 * log_w).logsumexp(0))

@@ -139,8 +139,19 @@ def _passes(
             if site is not None and not site["fn"].has_rsample:
                 site = None
         with contextlib.nullcontext() if first else pyro.validation_enabled(False):
-            found = _pass(model, guide, data, context, draws, site)
-        yield rows, *found
+            terms, datum = _pass(model, guide, data, context, draws, site)
+        _check_finite(terms.log_weight)
+        yield rows, terms, datum
+
+
+def _check_finite(log_w: Tensor) -> None:
+    """Refuse log weights (k, n) that are NaN or +inf; -inf is a weight of 0."""
+    if bool((bad := log_w.isnan() | (log_w == math.inf)).any()):
+        raise ValueError(
+            f"expected finite densities; got log weights that are NaN or +inf at {int(bad.sum())} "
+            f"of {bad.numel()} draws, of {int(bad.any(0).sum())} data: are the networks' outputs "
+            "finite?"
+        )
 
 
 def _pass(
