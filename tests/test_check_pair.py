@@ -47,7 +47,7 @@ BROKEN = [
     (broken.no_rsample, "z", r"the guide's MixtureSameFamily has no rsample, so Trace_ELBO falls"),
     (
         broken.bottom_up, "top, z",
-        r"the guide draws z then top, the model top then z: a bottom-up guide",
+        r"a bottom-up guide: p\(z\|...\) on 'top', drawn from 'z'",
     ),
     (broken.grey_pixels, "x", r"support of Bernoulli \(Boolean\); got 30 of 30 .*binarise them"),
     (partial(broken.grey_pixels, True), "x", r"support of Bernoulli \(Boolean\); got 30 of 30"),

@@ -71,25 +71,29 @@ def is_quadratic(quadratic: Quadratic, scale: Tensor) -> bool:
     return bool((quadratic.error <= TOLERANCE * (1 + scale)).all())
 
 
-def _posterior(work: Problem) -> tuple[Quadratic, Tensor, Tensor] | None:
-    """Return (log p(x, z), posterior mean, posterior covariance), or None if it is no quadratic."""
-    n, d = len(work.x), work.dim
-    f = probe(work.log_joint, n, d)
-    scale = f.a.abs() + f.b.abs().sum(-1) + f.h.abs().sum((-1, -2))
-    if not is_quadratic(f, scale):
+def normal_of(
+    f: Callable[[Tensor], Tensor], n: int, d: int
+) -> tuple[Quadratic, Tensor, Tensor] | None:
+    """Return (f, mean, covariance) of the normal whose log-density f is, up to a constant.
+
+    None where f, (K, N, d) -> (K, N), is no concave quadratic.
+    """
+    found = probe(f, n, d)
+    scale = found.a.abs() + found.b.abs().sum(-1) + found.h.abs().sum((-1, -2))
+    if not is_quadratic(found, scale):
         return None
-    factor, info = torch.linalg.cholesky_ex(-f.h)
+    factor, info = torch.linalg.cholesky_ex(-found.h)
     if bool(info.any()):
         return None
     covariance = torch.cholesky_inverse(factor)
-    return f, (covariance @ f.b.unsqueeze(-1)).squeeze(-1), covariance
+    return found, (covariance @ found.b.unsqueeze(-1)).squeeze(-1), covariance
 
 
 def solve(work: Problem) -> ExactEvidence | None:
     """Return the closed form, or None where log p(x, z) is no concave quadratic in z."""
     if work.discrete:
         return None
-    found = _posterior(work)
+    found = normal_of(work.log_joint, len(work.x), work.dim)
     if found is None:
         return None
     f, mean, covariance = found

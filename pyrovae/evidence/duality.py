@@ -162,7 +162,10 @@ def identity(
 
 
 def _normal(work: Problem) -> tuple[Tensor, Tensor]:
-    """Return mean (N, d) and Cholesky factor (N, d, d) of the guide's one normal site."""
+    """Return mean (N, d) and Cholesky factor (N, d, d) of the guide.
+
+    It has one normal site, or several that are normal together: log q(z|x) is a quadratic.
+    """
     found = guide_distributions(work.guide, work.x, *work.c, modules=work.modules)
     names = ", ".join(f"{name} ({type(q).__name__})" for name, q in found.items())
     q: Any = next(iter(found.values()), None)
@@ -174,7 +177,14 @@ def _normal(work: Problem) -> tuple[Tensor, Tensor]:
         return loc, torch.diag_embed(scale)
     if len(found) == 1 and isinstance(q, Normal):
         return q.loc.double()[:, None], q.scale.double()[:, None, None]
-    raise ValueError(f"expected a guide with one latent site, normal; got {names}")
+    together = closed.normal_of(work.log_guide, len(work.x), work.dim)
+    if len(found) > 1 and together is not None:
+        _, mean, covariance = together
+        return mean, torch.linalg.cholesky(covariance)
+    raise ValueError(
+        "expected a guide with one latent site, normal, or several that are normal together; got "
+        f"{names}"
+    )
 
 
 def gauss_hermite(dim: int, n: int) -> tuple[Tensor, Tensor]:
