@@ -158,6 +158,7 @@ def train(
     posterior: Annotated[
         str, typer.Option(help="q(z|x), a class of posteriors.")
     ] = "mean-field-normal",
+    pair: Annotated[str, typer.Option(help="Class of the pair of model and guide.")] = "vae",
     objective: Annotated[
         str, typer.Option(help="trace-mean-field, trace, manual, ...")
     ] = "trace-mean-field",
@@ -177,6 +178,12 @@ def train(
     ] = None,
     net_option: Annotated[
         Options, typer.Option(metavar="KEY=VALUE", help="Option of the nets: activation=tanh.")
+    ] = None,
+    pair_option: Annotated[
+        Options, typer.Option(metavar="KEY=VALUE", help="Option of the pair.")
+    ] = None,
+    objective_option: Annotated[
+        Options, typer.Option(metavar="KEY=VALUE", help="Of the objective: num_particles=5.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Data a step.")] = 128,
@@ -198,7 +205,7 @@ def train(
         Path | None, typer.Option(help="Run directory; by default the next free runs/NAME-N.")
     ] = None,
 ) -> None:
-    """Train a VAE, and write its weights, history, figures and pictures to a run directory.
+    """Train a pair, and write its weights, history, figures and pictures to a run directory.
 
     With no option at all: the handwritten digits that scikit-learn carries, in under a minute.
 
@@ -207,17 +214,20 @@ def train(
     """
     from pyrovae import plots
     from pyrovae.training import experiment
+    from pyrovae.training.figures import describe_figures
     from pyrovae.training.seeds import train_seeds
 
     request: dict[str, Any] = dict(
         data=data, data_dir=data_dir, download=download, binarize=binarize,
         dequantize=dequantize, standardize=standardize, validation=validation, prior=prior,
-        likelihood=likelihood, posterior=posterior, objective=objective, net=net,
+        likelihood=likelihood, posterior=posterior, pair=pair, objective=objective, net=net,
         hidden=_widths(hidden), latent_dim=latent_dim,
         prior_options=_options("--prior-option", prior_option),
         likelihood_options=_options("--likelihood-option", likelihood_option),
         posterior_options=_options("--posterior-option", posterior_option),
         net_options=_options("--net-option", net_option),
+        pair_options=_options("--pair-option", pair_option),
+        objective_options=_options("--objective-option", objective_option),
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, split_seed=split_seed,
         device=_device(device), run=run, say=say,
     )  # fmt: skip
@@ -231,7 +241,7 @@ def train(
     result = experiment.train(**request)
     for path in draw(result):
         say(f"  {path}")
-    _print_figures(result.figures)
+    print(describe_figures(result.figures))
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A directory that train made.")]
@@ -264,6 +274,7 @@ def evaluate(
     Those of its own data are kept in the run, for compare; those of new data are not.
     """
     from pyrovae.training import evaluation
+    from pyrovae.training.figures import describe_figures
 
     figures = evaluation.evaluate(
         run, split=split, data=data, evidence=evidence, num_particles=num_particles, limit=limit,
@@ -275,49 +286,7 @@ def evaluate(
             say(f"bits_per_dim is null: {reason}")
         print(json.dumps(figures, allow_nan=False))
     else:
-        _print_figures(figures)
-
-
-def _print_figures(figures: dict[str, Any]) -> None:
-    rows = {
-        "ELBO": "elbo",
-        "  E_q log p(x|z)": "reconstruction",
-        "  KL(q(z|x) || p(z))": "kl",
-        f"log p(x), {figures['num_particles']:,} importance samples": "log_evidence",
-    }
-    if "method" in figures:
-        rows[f"log p(x), by {figures['method']}"] = rows.pop(
-            next(label for label, key in rows.items() if key == "log_evidence")
-        )
-    units = {"unit": ", x in [0, 1]", "original": ", x in original units"}[figures["units"]]
-    if figures["measure"] == "mass":
-        units = ""
-    n = f"{figures['n']:,}"
-    rows_of = (
-        f"{figures['data']}, {n} data" if "data" in figures else f"{figures['split']} data, {n}"
-    )
-    print(f"{rows_of}; nats per datum, +- standard error{units}")
-    for label, key in rows.items():
-        error = figures[f"{key}_se"]
-        print(f"{label:<42}{figures[key]:>11.3f}" + ("" if error is None else f" +- {error:.3f}"))
-    if "method" in figures:
-        _print_exact(figures)
-    if figures["bits_per_dim"] is not None:
-        print(f"{'bits per dimension':<42}{figures['bits_per_dim']:>11.4f}")
-
-
-def _print_exact(figures: dict[str, Any]) -> None:
-    label = f"  the same by {figures['num_particles']:,} importance samples"
-    print(f"{label:<42}{figures['importance_log_evidence']:>11.3f}")
-    kind = "standard error" if figures["method"] == "ais" else "error"
-    print(f"{f'  largest {kind} of the former':<42}{figures['log_evidence_error']:>11.1e}")
-    n, trusted = figures["n"], figures["khat_below_half"]
-    if figures["importance_z"] is not None:
-        words = f"  {trusted} of {n} with k-hat < 0.5: differ by"
-        print(f"{words:<42}{figures['importance_z']:>11.2f} standard errors at the most")
-    if figures["importance_excess_z"] is not None:
-        words = f"  {n - trusted} of {n}: a lower bound, exceeds by"
-        print(f"{words:<42}{figures['importance_excess_z']:>11.2f} standard errors at the most")
+        print(describe_figures(figures))
 
 
 @command
@@ -380,7 +349,7 @@ def sample(
     import numpy as np
 
     from pyrovae import plots
-    from pyrovae.training import evaluation, load, rundir
+    from pyrovae.training import evaluation, load, rundir, sources
 
     if n < 1:
         raise ValueError(f"expected --n to be a positive whole number; got {n}")
@@ -391,8 +360,8 @@ def sample(
         raise ValueError(f"expected --out in a folder that exists; there is no '{path.parent}'")
     if path.suffix == ".png":
         vae = load(run)
-        assert vae is not None
-        plots.save(plots.samples(vae, n=n, seed=seed), path)
+        c = sources.context_of_samples(run, vae, n)
+        plots.save(plots.samples(vae, *c, n=n, seed=seed), path)
     else:
         x = evaluation.draw(run, n, seed=seed).numpy()
         rundir.write(path, lambda p: np.save(p, x))

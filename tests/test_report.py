@@ -229,7 +229,7 @@ def test_the_same_arguments_give_the_same_file(pages, runs):
     assert again == pages["both"].html.replace("both_files", "again_files")
     opened = gathering.open_run(runs / "flat")
     first, same, other = (
-        gathering.bounds_of(opened, opened.data.test[:3], 50, seed).log_evidence
+        gathering.bounds_of(opened, (opened.data.test[:3],), 50, seed).log_evidence
         for seed in (0, 0, 1)
     )
     assert torch.equal(first, same) and not torch.equal(first, other)
@@ -285,7 +285,7 @@ def test_in_a_browser(pages, tmp_path):
 def test_bounds_are_in_original_units(runs):
     opened = gathering.open_run(runs / "table")
     x = opened.data.test
-    found = gathering.bounds_of(opened, x, 2000, 1)
+    found = gathering.bounds_of(opened, (x,), 2000, 1)
     mean, error = gathering.mean_and_error(found.log_evidence)
     figures = opened.figures
     assert mean == pytest.approx(figures["log_evidence"], abs=0.1)
@@ -321,6 +321,8 @@ def test_interpolations_go_from_datum_to_datum(flat):
 def test_copies_are_found(flat):
     class Parrot:
         """It says what it was trained on."""
+
+        takes_labels = False
 
         def sample(self, n, seed=0, mean=False):
             return flat.opened.data.train[seed : seed + n]

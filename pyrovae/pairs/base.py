@@ -22,7 +22,7 @@ class Pair(nn.Module, ABC):
 
     To write a new one, subclass this and give `model` and `guide`, each calling `self.register()`
     first; `sample` and `reconstruct`; an attribute `likelihood`, the part p(x|z) of the data, and
-    `prior`, that of the latent nearest the data's (or the only one); and `of_names`, which makes it
+    `prior`, that of the latent that depends on no other; and `of_names`, which makes it
     of parts named by words, so that `build` and the command line know it. Every instance, copies
     too, registers its parameters with Pyro under names of its own, so any number of them train in
     one process.
@@ -67,6 +67,15 @@ class Pair(nn.Module, ABC):
         Args:
             parts: a `names.Parts`, whose `prior`, `likelihood` and `posterior` make those parts.
         """
+
+    @property
+    def local(self) -> "Pair":
+        """The pair with its global latents fixed at the guide's mean; itself where it has none.
+
+        Figures of a datum, such as log p(x), are of this pair: given the global latents the data
+        are independent.
+        """
+        return self
 
     def register(self) -> None:
         """Hand the parameters to Pyro's store, under names that are this instance's alone.

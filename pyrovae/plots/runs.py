@@ -1,5 +1,6 @@
 """Pictures of a trained pair and of its training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,16 +8,21 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import Data
-from pyrovae.distributions import seeded
+from pyrovae.diagnostics import latent_means
 from pyrovae.nets import evaluating
 from pyrovae.pairs import VAE
-from pyrovae.pairs.base import mean_or_draw
+from pyrovae.pairs.base import Pair, mean_or_draw
 from pyrovae.plots.style import COLOURS, INK, MISSING, new_figure, plain, save
 from pyrovae.training import History
+from pyrovae.training.sources import classes, context_of, context_to_sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+COLUMNS, MOST_COLUMNS = 12, 20  # pictures a row, by default and where each is a class of its own
+N = 60  # samples
+MOST_POINTS = 5000  # of the latent plane
 
 
 def _draw(axes: "Axes", x: Tensor, low: float, high: float) -> None:
@@ -59,30 +65,40 @@ def _grid(rows: list[Tensor], names: list[str], title: str) -> "Figure":
     return figure
 
 
-def reconstructions(vae: VAE, x: Tensor, *, columns: int = 12, seed: int = 0) -> "Figure":
+def reconstructions(
+    vae: Pair, x: Tensor, *c: Tensor, columns: int = COLUMNS, seed: int = 0
+) -> "Figure":
     """Return inputs above their reconstructions E[x'|z], z ~ q(z|x).
 
     Args:
         vae: the pair.
         x: data (N, *data_shape), of which the first `columns` are shown.
+        *c: context, N rows each.
         columns: how many.
         seed: of the draws of z.
     """
     x = x[:columns]
-    pictures = [x, vae.reconstruct(x, seed=seed)]
+    pictures = [x, vae.reconstruct(x, *(t[:columns] for t in c), seed=seed)]
     return _grid(pictures, ["input", "reconstruction"], "Reconstructions")
 
 
-def samples(vae: VAE, *, n: int = 60, columns: int = 12, seed: int = 0) -> "Figure":
+def samples(
+    vae: Pair, *c: Tensor, n: int = N, columns: int | None = None, seed: int = 0
+) -> "Figure":
     """Return draws from the generative model: E[x|z] for z ~ p(z).
 
     Args:
         vae: the pair.
+        *c: context, n rows each.
         n: how many.
-        columns: how many a row.
+        columns: how many a row; by default 12, or of a pair that takes labels one a class, as long
+            as there are no more than 20.
         seed: of the draws.
     """
-    x = vae.sample(n, seed=seed, mean=True)
+    x = vae.sample(n, *c, seed=seed, mean=True)
+    if columns is None:
+        number = int(c[-1].max()) + 1 if c and vae.takes_labels else COLUMNS
+        columns = number if number <= MOST_COLUMNS else COLUMNS
     rows = list(x.split(columns))
     return _grid(rows, [""] * len(rows), "Samples: E[x|z] with z drawn from the prior")
 
@@ -136,28 +152,22 @@ def _negated(column: list[float | None]) -> list[float]:
     return [-v for v in _numbers(column)]
 
 
-def _means(vae: VAE, x: Tensor, seed: int) -> Tensor:
-    with torch.no_grad(), evaluating(vae):
-        q = vae.encode(x)
-        try:
-            return q.mean.cpu()
-        except NotImplementedError:  # a flow has draws only
-            with seeded(seed):
-                return q.sample().cpu()
-
-
-def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
+def latent(
+    vae: Pair, x: Tensor, labels: Tensor | None = None, c: Sequence[Tensor] = ()
+) -> "Figure":
     """Return the means of q(z|x) in the latent plane, coloured by label.
 
     With more than two latent dimensions, their first two principal components; with one, its
     histogram.
 
     Args:
-        vae: the pair.
+        vae: the pair, all of whose latent sites are shown, in a row.
         x: data (N, *data_shape).
         labels: whole numbers (N,).
+        c: context, N rows each.
     """
-    z = _means(vae, x, 0)
+    pair = vae.local
+    z = latent_means(pair.model, pair.guide, x, *c).detach().cpu()
     first, second = "z[0]", "z[1]"
     if z.shape[1] > 2 and len(z) > 2:
         centred = z - z.mean(0)
@@ -198,13 +208,14 @@ def latent(vae: VAE, x: Tensor, labels: Tensor | None = None) -> "Figure":
     return figure
 
 
-def manifold(vae: VAE, *, n: int = 16) -> "Figure":
+def manifold(vae: VAE, *c: Tensor, n: int = 16) -> "Figure":
     """Return E[x|z] over a grid of the latent plane, at quantiles of the standard normal.
 
     Kingma & Welling (2014), figure 4.
 
     Args:
         vae: the pair, of two latent dimensions and a data shape (H, W) or (1, H, W).
+        *c: context of one datum, the same all over the plane, without the dimension of data.
         n: grid points a side.
 
     Raises:
@@ -218,8 +229,9 @@ def manifold(vae: VAE, *, n: int = 16) -> "Figure":
         )
     quantiles = torch.special.ndtri((torch.arange(n) + 0.5) / n)
     z = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)  # rows downwards: z[1] upwards
+    context = [t.expand(len(z), *t.shape) for t in c]
     with torch.no_grad(), evaluating(vae):
-        x = mean_or_draw(vae.decode(z)).cpu().reshape(n * n, *shape)
+        x = mean_or_draw(vae.decode(z, *context)).cpu().reshape(n * n, *shape)
     x = torch.nn.functional.pad(x, (1, 1, 1, 1), value=float(x.min()))  # a gap between images
     height, width = x.shape[1:]
     mosaic = x.reshape(n, n, height, width).transpose(1, 2).reshape(n * height, n * width)
@@ -232,11 +244,12 @@ def manifold(vae: VAE, *, n: int = 16) -> "Figure":
         axis.set_ticklabels([f"{quantiles[t if order > 0 else n - 1 - t]:.1f}" for t in ticks])
     axes.set_xlabel("z[0]")
     axes.set_ylabel("z[1]")
-    axes.set_title("E[x|z] over the latent plane, at quantiles of N(0, 1)", fontsize=10)
+    given = f", c = {', '.join(str(t.tolist()) for t in c)}" if c else ""
+    axes.set_title(f"E[x|z] over the latent plane, at quantiles of N(0, 1){given}", fontsize=10)
     return figure
 
 
-def save_all(path: Path, vae: VAE, data: Data, history_of_run: History) -> list[Path]:
+def save_all(path: Path, vae: Pair, data: Data, history_of_run: History) -> list[Path]:
     """Write the pictures of a run to its directory, and return their paths.
 
     Args:
@@ -245,14 +258,17 @@ def save_all(path: Path, vae: VAE, data: Data, history_of_run: History) -> list[
         data: what it was trained on; the pictures show its test data.
         history_of_run: of the training.
     """
-    x = data.test
+    x, c = data.test, context_of(vae, data, "test")
+    some, *given = (t[:MOST_POINTS] for t in (x, *c))
+    labels = data.labels["test"][:MOST_POINTS] if data.labels else None
     figures = {
-        "reconstructions": reconstructions(vae, x),
-        "samples": samples(vae),
+        "reconstructions": reconstructions(vae, x, *c),
+        "samples": samples(vae, *context_to_sample(vae, classes(data), N), n=N),
         "elbo": history(history_of_run),
-        "latent": latent(vae, x[:5000], data.labels["test"][:5000] if data.labels else None),
+        "latent": latent(vae, some, labels, given),
     }
-    flat = vae.likelihood.latent_dim == 2 and getattr(vae.prior, "space", "real") == "real"
-    if flat and len(data.data_shape) == 2:
-        figures["manifold"] = manifold(vae)
+    pair = vae.local
+    if isinstance(pair, VAE) and pair.likelihood.latent_dim == 2 and len(data.data_shape) == 2:
+        if getattr(pair.prior, "space", "real") == "real":
+            figures["manifold"] = manifold(pair, *(t[0] for t in c))
     return [save(figure, path / f"{name}.png") for name, figure in figures.items()]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pyrovae import likelihoods, plots, posteriors, priors
-from pyrovae.pairs.names import by_name, exported, split_masked
+from pyrovae.nets.naming import by_name, hyphenated
+from pyrovae.pairs.names import exported, split_masked
 from pyrovae.plots.mosaics import is_image
 from pyrovae.report.gathering import COLUMNS, Gathered, Missing
 from pyrovae.report.page import Drawn, Pointed, Section, code, note, paragraph, table
@@ -68,7 +69,7 @@ def compared(comparison: Comparison | Missing, all_of: Sequence[Gathered]) -> Se
                 plus_minus(row.elbo, None), plus_minus(row.kl, None),
                 "–" if row.bits_per_dim is None else f"{row.bits_per_dim:.4f}",
                 str(row.epochs), f"{row.parameters:,}",
-                f"{row.prior}, {row.likelihood}, {row.posterior}",
+                row.parts,
             ]
             for place, row in enumerate(comparison.rows)
         ]  # fmt: skip
@@ -97,6 +98,11 @@ def _drawn(
     return Drawn(name, title, CAPTIONS[name] + extra, figure, pointed)
 
 
+def _of_labels(g: Gathered, words: str) -> str:
+    """Return words on a picture that are true of a pair given labels alone."""
+    return f" {words}" if g.opened.vae.takes_labels else ""
+
+
 def _verdict(g: Gathered) -> list[str | Drawn]:
     heads = ("Model.", "Guide.", "Next.")
     lines = "".join(
@@ -108,14 +114,16 @@ def _verdict(g: Gathered) -> list[str | Drawn]:
 
 def _trained(g: Gathered) -> list[str | Drawn]:
     config, data = g.opened.config, g.opened.data
-    rows = []
+    pair = type(g.opened.vae)
+    rows = [["pair", hyphenated(pair.__name__), _formula("pair", pair)]]
     for part, module in MODULES.items():
+        if not hasattr(g.opened.vae, part):
+            continue
         name = config["build"][part]
         masked, inner = split_masked(name) if part == "likelihood" else (False, name)
         chosen = by_name(part, inner, exported(module))
-        formula = entry(part, chosen.__name__, chosen).formula.replace("`", "")
         suffix = ", of the entries that are observed" if masked else ""
-        rows.append([f"{part}, {SYMBOLS[part]}", name, formula + suffix])
+        rows.append([f"{part}, {SYMBOLS[part]}", name, _formula(part, chosen) + suffix])
     sizes = ", ".join(f"{n:,} {split}" for split, n in data.record["sizes"].items() if n)
     trained = sum(p.numel() for p in g.opened.vae.parameters())
     build, training = config["build"], config["training"]
@@ -130,8 +138,9 @@ def _trained(g: Gathered) -> list[str | Drawn]:
         [
             "training",
             training["objective"],
-            f"{len(g.opened.history)} epochs, batches of {training['batch_size']}, learning rate "
-            f"{training['lr']:g}, seed {training['seed']}; the weights are those of epoch "
+            f"{_options_of(training)}{len(g.opened.history)} epochs, batches of "
+            f"{training['batch_size']}, learning rate {training['lr']:g}, seed "
+            f"{training['seed']}; the weights are those of epoch "
             f"{g.opened.history.best_epoch}",
         ],
     ]
@@ -141,6 +150,16 @@ def _trained(g: Gathered) -> list[str | Drawn]:
         paragraph(f"This command trains it once more ({versions}):"),
         code(g.opened.command),
     ]
+
+
+def _options_of(training: dict[str, Any]) -> str:
+    """Say with what options the objective was made."""
+    options = training.get("objective_options", {})
+    return "".join(f"{key} = {value}; " for key, value in options.items())
+
+
+def _formula(kind: str, part: type) -> str:
+    return entry(kind, part.__name__, part).formula.replace("`", "")
 
 
 def _training(g: Gathered) -> list[str | Drawn]:
@@ -241,7 +260,12 @@ def _latents(g: Gathered) -> list[str | Drawn]:
         return [*blocks, note("The latent map", m.reason)]
     figure, at = plots.latent_map(m.points, m.axis_names, m.labels)
     pointed = Pointed(at, [_of_datum(g, i) for i in range(len(at))], m.x)
-    blocks.append(_drawn("map", "The latent map", figure, "", pointed))
+    extra = _of_labels(
+        g,
+        "Here the label is known to guide and model, so z need not tell it: classes that lie on "
+        "one another are good.",
+    )
+    blocks.append(_drawn("map", "The latent map", figure, extra, pointed))
     return blocks
 
 
@@ -276,19 +300,26 @@ def _pictures(g: Gathered) -> list[str | Drawn]:
         )
     blocks += [
         _drawn("reconstructions", "Reconstructions", plots.mosaic(pairs, names, least=COLUMNS)),
-        _drawn("samples", "Samples", plots.mosaic(g.samples.split(COLUMNS), least=COLUMNS)),
+        _drawn(
+            "samples",
+            "Samples",
+            plots.mosaic(g.samples.split(COLUMNS), least=COLUMNS),
+            _of_labels(g, "Here: of the labels 0, 1, ... in turn."),
+        ),
     ]
     if isinstance(g.traversal, Missing):
         blocks.append(note("Traversals", g.traversal.reason))
     else:
         t = g.traversal
         figure = plots.mosaic(list(t.x), [f"z[{i}]" for i in t.dims], least=COLUMNS)
-        blocks.append(_drawn("traversals", "Traversals", figure))
+        extra = _of_labels(g, "Here: all given the label of the first test datum.")
+        blocks.append(_drawn("traversals", "Traversals", figure, extra))
     if isinstance(g.interpolated, Missing):
         blocks.append(note("Interpolations", g.interpolated.reason))
     else:
         figure = plots.mosaic(list(g.interpolated), least=COLUMNS)
-        blocks.append(_drawn("interpolations", "Interpolations", figure))
+        extra = _of_labels(g, "Here: all in between given the label of the datum far left.")
+        blocks.append(_drawn("interpolations", "Interpolations", figure, extra))
     return blocks
 
 

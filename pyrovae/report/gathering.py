@@ -17,11 +17,12 @@ from pyrovae import diagnostics, evidence
 from pyrovae.data import Data
 from pyrovae.distributions.sphere import SPHERE
 from pyrovae.nets import evaluating
-from pyrovae.pairs import VAE
-from pyrovae.pairs.base import mean_or_draw
+from pyrovae.pairs.base import Pair, mean_or_draw
 from pyrovae.plots.maps import plane
 from pyrovae.report.repeating import command
 from pyrovae.training import History, evaluation, rundir
+from pyrovae.training.batches import Batch
+from pyrovae.training.sources import classes, context_of, context_to_sample
 
 Section = TypeVar("Section")
 
@@ -51,7 +52,7 @@ class Opened:
     config: dict[str, Any]
     figures: dict[str, Any]
     history: History
-    vae: VAE
+    vae: Pair
     data: Data
     command: str
 
@@ -251,7 +252,6 @@ def open_run(run: Path, data_dir: Path | None = None) -> Opened:
             f"the figures of {run} are damaged: {error!r}; run `pyrovae evaluate {run}`"
         ) from None
     vae = rundir.load(run)
-    assert vae is not None
     return Opened(
         run, config, figures, read_history(run), vae, evaluation.load_data(run, data_dir),
         command(config, vae),
@@ -319,42 +319,54 @@ def gather(
         say(f"{opened.run}: {name}")
         try:
             return section(*args)
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError, FloatingPointError) as error:
             return Missing(str(error) or type(error).__name__)
 
     vae, data = opened.vae, opened.data
-    rows = data.split("test")[:limit]
-    many = data.split("test")[:LATENTS]
+    pair = vae.local
+    test = data.split("test"), *context_of(vae, data, "test")
+    rows, many = first(test, limit), first(test, LATENTS)
     bounds = attempt("evidence and k-hat", bounds_of, opened, rows, num_particles, seed)
-    gaps = attempt("inference gaps", gaps_of, vae, rows[:gap_data], seed)
-    units = attempt("latents", units_of, vae, many, seed)
-    means = attempt("latent means", diagnostics.latent_means, vae.model, vae.guide, many)
+    gaps = attempt("inference gaps", gaps_of, pair, first(rows, gap_data), seed)
+    units = attempt("latents", units_of, pair, many, seed)
+    means = attempt("latent means", diagnostics.latent_means, pair.model, pair.guide, *many)
 
     def of_means(name: str, section: Callable[..., Section], *args: Any) -> Section | Missing:
         return means if isinstance(means, Missing) else attempt(name, section, *args)
 
     return Gathered(
-        opened, rows, bounds, gaps, units,
-        reconstructed=vae.reconstruct(rows[: 2 * COLUMNS], seed=seed),
-        samples=vae.sample(4 * COLUMNS, seed=seed, mean=True),
-        traversal=of_means("traversals", traversal_of, vae, means, units, seed),
-        interpolated=of_means("interpolations", interpolated_of, vae, many, means),
-        map=of_means("latent map", map_of, data, many, means),
+        opened, rows[0], bounds, gaps, units,
+        reconstructed=vae.reconstruct(*first(rows, 2 * COLUMNS), seed=seed),
+        samples=drawn(vae, data, 4 * COLUMNS, seed=seed, mean=True),
+        traversal=of_means("traversals", traversal_of, pair, many, means, units, seed),
+        interpolated=of_means("interpolations", interpolated_of, pair, many, means),
+        map=of_means("latent map", map_of, data, many[0], means),
         copies=attempt("nearest training data", copies_of, vae, data, seed),
     )  # fmt: skip
 
 
-def bounds_of(opened: Opened, x: Tensor, num_particles: int, seed: int) -> Bounds:
-    """Return the evidence of data x, with intervals and k-hat."""
-    vae = opened.vae
+def first(rows: Batch, n: int) -> Batch:
+    """Return the first n rows of data and of their context."""
+    return tuple(t[:n] for t in rows)
+
+
+def drawn(vae: Pair, data: Data, n: int, **options: Any) -> Tensor:
+    """Return n samples of a pair, for labels 0, 1, ... in turn where it takes labels."""
+    return vae.sample(n, *context_to_sample(vae, classes(data), n), **options)
+
+
+def bounds_of(opened: Opened, rows: Batch, num_particles: int, seed: int) -> Bounds:
+    """Return the evidence of data (x, *c), with intervals and k-hat."""
+    pair = opened.vae.local
     found = evidence.summarise(
-        vae.model, vae.guide, x, num_particles=num_particles, seed=seed, with_khat=True
+        pair.model, pair.guide, *rows, num_particles=num_particles, seed=seed, with_khat=True
     )
-    gain = opened.data.log_jacobian(x)
+    gain = opened.data.log_jacobian(rows[0])
     low, high = found.evidence.interval()
     khat = found.evidence.khat
     assert khat is not None  # it was asked for
     worst = khat.argsort(descending=True)[:COLUMNS]
+    shown = tuple(t[worst] for t in rows)
     return Bounds(
         elbo=found.elbo + gain,
         log_evidence=found.evidence.log_evidence + gain,
@@ -363,18 +375,18 @@ def bounds_of(opened: Opened, x: Tensor, num_particles: int, seed: int) -> Bound
         khat=khat,
         threshold=evidence.pareto.threshold(num_particles),
         num_particles=num_particles,
-        worst=Worst(x[worst], vae.reconstruct(x[worst], seed=seed), khat[worst]),
+        worst=Worst(shown[0], opened.vae.reconstruct(*shown, seed=seed), khat[worst]),
     )
 
 
-def gaps_of(vae: VAE, x: Tensor, seed: int) -> Gaps:
-    """Return the inference gap of data x, a mean with its parts."""
-    found = evidence.gaps(vae.model, vae.guide, x, seed=seed)
+def gaps_of(pair: Pair, rows: Batch, seed: int) -> Gaps:
+    """Return the inference gap of data (x, *c), a mean with its parts."""
+    found = evidence.gaps(pair.model, pair.guide, *rows, seed=seed)
     return Gaps(
         total=mean_and_error(found.approximation + found.amortization),
         approximation=mean_and_error(found.approximation),
         amortization=mean_and_error(found.amortization),
-        n=len(x),
+        n=len(rows[0]),
     )
 
 
@@ -385,40 +397,57 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), error
 
 
-def units_of(vae: VAE, x: Tensor, seed: int) -> Units:
-    """Return what the latent numbers tell of data x."""
+def units_of(vae: Pair, rows: Batch, seed: int) -> Units:
+    """Return what the latent numbers tell of data (x, *c)."""
     pair = vae.model, vae.guide
     collapsed: diagnostics.Collapse | Missing
     surgery: diagnostics.Surgery | Missing
     try:
-        collapsed = diagnostics.collapse(*pair, x)
+        collapsed = diagnostics.collapse(*pair, *rows)
     except ValueError as error:
         collapsed = Missing(str(error))
     try:
-        surgery = diagnostics.elbo_surgery(*pair, x, seed=seed)
+        if len(rows) > 1 and getattr(vae.prior, "context_dim", 0) > 0:
+            raise ValueError("the prior depends on the context, so q(z) has no one p(z) to be near")
+        surgery = diagnostics.elbo_surgery(*pair, *rows, seed=seed)
     except ValueError as error:
         surgery = Missing(str(error))
-    return Units(diagnostics.active_units(*pair, x, seed=seed), collapsed, surgery, len(x))
+    active = diagnostics.active_units(*pair, *rows, seed=seed)
+    return Units(active, collapsed, surgery, len(rows[0]))
 
 
-def traversal_of(vae: VAE, means: Tensor, units: Units | Missing, seed: int) -> Traversal:
+def decoder_of(pair: Pair) -> Callable[..., Any]:
+    """Return what decodes all latent numbers of a pair, side by side as `latent_means` has them."""
+    decode: Callable[..., Any] | None = getattr(pair, "decode", None)
+    if decode is None:
+        raise ValueError(f"{type(pair).__name__} has no one function that decodes all its latents")
+    return decode
+
+
+def traversal_of(
+    vae: Pair, rows: Batch, means: Tensor, units: Units | Missing, seed: int
+) -> Traversal:
     """Return the most active latent numbers moved one at a time, where the data have them."""
+    decode, c = decoder_of(vae), [t[0] for t in rows[1:]]
     if getattr(vae.prior, "space", "real") != "real":
         raise ValueError(f"z lives on {vae.prior.space}, where no number can be moved alone")
     variance = means.var(0) if isinstance(units, Missing) else units.active.variance
     dims = variance.argsort(descending=True)[:COLUMNS].tolist()
     share = torch.linspace(0.05, 0.95, COLUMNS, dtype=means.dtype)
     values = means.quantile(share, 0).T[dims]
-    x = diagnostics.traversals(vae.decode, means[0], dims=dims, values=values, seed=seed)
+    x = diagnostics.traversals(decode, means[0], *c, dims=dims, values=values, seed=seed)
     return Traversal(dims, x)
 
 
-def interpolated_of(vae: VAE, x: Tensor, means: Tensor) -> Tensor:
+def interpolated_of(vae: Pair, rows: Batch, means: Tensor) -> Tensor:
     """Return rows from one datum to another: the two, and between them what lies between in z.
+
+    What lies between has the context of the datum that it comes from.
 
     Returns:
         Tensor (pairs, COLUMNS, *data_shape).
     """
+    (x, *c), decode = rows, decoder_of(vae)
     space = getattr(vae.prior, "space", "real")
     if space not in ("real", SPHERE):
         raise ValueError(f"z lives on {space}, where nothing lies between two points")
@@ -430,8 +459,10 @@ def interpolated_of(vae: VAE, x: Tensor, means: Tensor) -> Tensor:
     z = torch.stack([a + share * (b - a) for a, b in zip(start, end, strict=True)])
     if space == SPHERE:
         z = z / z.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    context = [t[: 2 * pairs : 2].repeat_interleave(len(share), 0) for t in c]
     with torch.no_grad(), evaluating(vae):
-        between = mean_or_draw(vae.decode(z)).to(x)
+        between = mean_or_draw(decode(z.flatten(0, 1), *context)).to(x)
+    between = between.unflatten(0, z.shape[:2])
     return torch.cat([x[: 2 * pairs : 2, None], between, x[1 : 2 * pairs : 2, None]], 1)
 
 
@@ -442,12 +473,12 @@ def map_of(data: Data, x: Tensor, means: Tensor) -> Map:
     return Map(points, names, labels, x)
 
 
-def copies_of(vae: VAE, data: Data, seed: int) -> Copies:
+def copies_of(vae: Pair, data: Data, seed: int) -> Copies:
     """Return samples beside the training data nearest to them, and test for copies."""
     train = data.split("train")
     k = min(NEIGHBOURS, len(train))
-    samples = vae.sample(COLUMNS, seed=seed, mean=True)
+    samples = drawn(vae, data, COLUMNS, seed=seed, mean=True)
     near = diagnostics.nearest_neighbours(samples, train, k)
-    drawn = vae.sample(DRAWS, seed=seed + 1)
-    test = diagnostics.memorisation(drawn, train, data.split("test")[:LATENTS])
+    draws = drawn(vae, data, DRAWS, seed=seed + 1)
+    test = diagnostics.memorisation(draws, train, data.split("test")[:LATENTS])
     return Copies(samples, train[near.indices], near.distances, test)

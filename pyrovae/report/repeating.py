@@ -5,13 +5,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from pyrovae.pairs import VAE
+from pyrovae.pairs.base import Pair
 from pyrovae.training.support import on_the_real_line
 
-OPTIONS = ("prior", "likelihood", "posterior", "net")  # each has --NAME and --NAME-option
+OPTIONS = ("pair", "prior", "likelihood", "posterior", "net")  # each has --NAME and --NAME-option
 
 
-def command(config: Mapping[str, Any], vae: VAE) -> str:
+def command(config: Mapping[str, Any], vae: Pair) -> str:
     """Return the `pyrovae train` command that trains a run once more, in a directory of its own.
 
     It names every choice, defaults too: it stays right where a default changes.
@@ -29,7 +29,7 @@ def command(config: Mapping[str, Any], vae: VAE) -> str:
         >>> training = {"objective": "trace", "epochs": 3, "batch_size": 9, "lr": 0.1, "seed": 0}
         >>> data = {"source": "digits", "binarize": "static"}
         >>> command({"build": vae.config, "data": data, "training": training}, vae)[:61]
-        'pyrovae train --data digits --binarize static --prior standar'
+        'pyrovae train --data digits --binarize static --pair vae --pr'
     """
     try:
         build, data, training = (config[key] for key in ("build", "data", "training"))
@@ -44,9 +44,11 @@ def command(config: Mapping[str, Any], vae: VAE) -> str:
             words += ["--validation", data["validation"]]
         words += [] if _standardized(config, vae) else ["--no-standardize"]
         for part in OPTIONS:
-            words += [f"--{part}", build[part]]
-        for part in OPTIONS:
-            for key, value in build[f"{part}_options"].items():
+            words += [f"--{part}", build[part] if part != "pair" else build.get(part, "vae")]
+        options = {part: build.get(f"{part}_options", {}) for part in OPTIONS}
+        options["objective"] = training.get("objective_options", {})
+        for part, chosen in options.items():
+            for key, value in chosen.items():
                 words += [f"--{part}-option", f"{key}={_value(value)}"]
         words += ["--hidden", ",".join(map(str, build["hidden"]))]
         words += ["--latent-dim", build["latent_dim"], "--objective", training["objective"]]
@@ -61,7 +63,7 @@ def command(config: Mapping[str, Any], vae: VAE) -> str:
     return "pyrovae train " + shlex.join(map(str, words))
 
 
-def _standardized(config: Mapping[str, Any], vae: VAE) -> bool:
+def _standardized(config: Mapping[str, Any], vae: Pair) -> bool:
     """Was the table standardised, or could it not be?"""
     record = config.get("record", {})
     able = len(vae.likelihood.data_shape) == 1 and config["data"].get("values") != "levels"

@@ -1,21 +1,22 @@
-"""The catalogue: every part, with its formula and its paper, as its docstring gives them."""
+"""The catalogue: every pair and part, with formula and paper, as its docstring gives them."""
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from pyrovae import likelihoods, nets, objectives, posteriors, priors
-from pyrovae.pairs.names import exported, hyphenated
+from pyrovae.nets.naming import hyphenated
+from pyrovae.pairs.names import PAIRS, exported
 
-KINDS: dict[str, ModuleType] = {
-    "priors": priors,
-    "likelihoods": likelihoods,
-    "posteriors": posteriors,
-    "nets": nets,
-    "objectives": objectives,
+KINDS: dict[str, Mapping[str, Any]] = {
+    "pairs": PAIRS,
+    "priors": exported(priors),
+    "likelihoods": exported(likelihoods),
+    "posteriors": exported(posteriors),
+    "nets": exported(nets),
+    "objectives": exported(objectives),
 }
 WIDTH = 34  # of the names' column
 NAME = r"(?:van (?:den |der )?)?[A-Z][^\W\d]+(?:-[A-Z][^\W\d]+)*"
@@ -24,10 +25,10 @@ CITATION = re.compile(rf"({NAME}(?:, {NAME})*(?:,? & {NAME}| et al\.)?) \((\d{{4
 
 @dataclass(frozen=True)
 class Entry:
-    """One part.
+    """One pair or part.
 
     Attributes:
-        kind: priors, likelihoods, posteriors, nets or objectives.
+        kind: pairs, priors, likelihoods, posteriors, nets or objectives.
         name: of the class, or of the function that makes a net's factory.
         formula: the first sentence of its docstring.
         papers: those that the docstring cites, "Kingma & Welling 2014".
@@ -62,9 +63,7 @@ def entry(kind: str, name: str, part: Any) -> Entry:
 def catalogue() -> list[Entry]:
     """Return every part that `build` and the command line know by name."""
     return [
-        entry(kind, name, part)
-        for kind, module in KINDS.items()
-        for name, part in exported(module).items()
+        entry(kind, name, part) for kind, found in KINDS.items() for name, part in found.items()
     ]
 
 

@@ -12,6 +12,7 @@ import safetensors
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pyrovae.nets.naming import normalised
 from pyrovae.training import rundir
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Row:
 
     Attributes:
         run: its directory.
+        pair: the pair's name.
         prior: the prior's name.
         likelihood: the likelihood's name.
         posterior: the posterior's name.
@@ -46,6 +48,7 @@ class Row:
     """
 
     run: str
+    pair: str
     prior: str
     likelihood: str
     posterior: str
@@ -58,6 +61,12 @@ class Row:
     bits_per_dim: float | None
     epochs: int
     parameters: int
+
+    @property
+    def parts(self) -> str:
+        """What it is made of: the names of its parts, and of a pair that is no VAE."""
+        parts = f"{self.prior}, {self.likelihood}, {self.posterior}"
+        return parts if normalised(self.pair) == "vae" else f"{self.pair} of {parts}"
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,7 @@ class Comparison:
                 str(row.epochs),
                 f"{row.parameters:,}",
             ]
-            parts = f"{row.prior}, {row.likelihood}, {row.posterior}"
-            lines += [f"{rank}  {row.run}: {parts}", _line(cells)]
+            lines += [f"{rank}  {row.run}: {row.parts}", _line(cells)]
         return "\n".join(lines)
 
 
@@ -241,7 +249,6 @@ def _read(run: Path) -> _Measured:
             f"not: run `pyrovae evaluate {run}`"
         )
     vae = rundir.load(run)
-    assert vae is not None
     return _Measured(run, config, figures, each, epochs, sum(p.numel() for p in vae.parameters()))
 
 
@@ -254,6 +261,13 @@ def _check(first: _Measured, other: _Measured) -> None:
             f"of {other.run} a probability {kinds[1]}, whose nats depend on the units of x: "
             "compare runs of one kind, or bits per dimension where the density's run was trained "
             "with --dequantize"
+        )
+    contexts = [m.figures.get("context") for m in (first, other)]
+    if contexts[0] != contexts[1]:
+        given, alone = sorted((first, other), key=lambda m: m.figures.get("context") is None)
+        raise ValueError(
+            f"expected pairs of one context; {given.run} is given {given.figures['context']}, "
+            f"which tell of x, and {alone.run} is not: compare runs of one kind"
         )
     records = [m.config["record"] for m in (first, other)]
     if records[0]["sha256"] != records[1]["sha256"]:
@@ -284,6 +298,7 @@ def _row(one: _Measured, best: _Measured) -> Row:
     difference, error = paired(one.log_evidence, best.log_evidence)
     return Row(
         run=str(one.run),
+        pair=one.config["build"].get("pair", "vae"),  # which older runs do not name
         **{part: one.config["build"][part] for part in ("prior", "likelihood", "posterior")},
         difference=difference,
         difference_se=error,

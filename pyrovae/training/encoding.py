@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from pyrovae.diagnostics import latent_means
 from pyrovae.distributions import mixed, seeded
+from pyrovae.importance import guide_distributions, inspect, posterior_draws
 from pyrovae.nets import evaluating
-from pyrovae.pairs import VAE
+from pyrovae.pairs.base import Pair
 from pyrovae.training import rundir
-from pyrovae.training.sources import rows_of
+from pyrovae.training.batches import Batch
+from pyrovae.training.sources import Rows, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,32 +71,44 @@ def encode(
     if num_draws is not None and num_draws < 1:
         raise ValueError(f"expected num_draws to be a positive whole number; got {num_draws}")
     vae = rundir.load(run)
-    assert vae is not None
-    x = rows_of(run, vae, split=split, new=data, data_dir=data_dir, seed=seed).x
-    found = _latents(vae, x, num_draws, seed)
+    rows = rows_of(run, vae, split=split, new=data, data_dir=data_dir, seed=seed)
+    found = _latents(vae.local, rows, num_draws, seed)
     _write(path, found)
     return path, found
 
 
-def _latents(vae: VAE, x: Tensor, num_draws: int | None, seed: int) -> dict[str, Tensor]:
+def _latents(pair: Pair, rows: Rows, num_draws: int | None, seed: int) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {}
-    chunks = x.split(CHUNK)
-    for i, rows in enumerate(
+    chunks = list(zip(*(t.split(CHUNK) for t in (rows.x, *rows.c)), strict=True))
+    for i, chunk in enumerate(
         tqdm(chunks, unit_scale=CHUNK, unit="data", disable=None, leave=False)
     ):
         own = mixed(seed, i) % 2**32  # of each chunk, or all would have the same noise
-        found = {"mean": latent_means(vae.model, vae.guide, rows, seed=own)}
-        with torch.no_grad(), seeded(own), evaluating(vae):
-            q = vae.encode(rows)
-            sd = _sd(q)
-            if sd is not None:
-                found["sd"] = sd.reshape(len(rows), -1)
-            if num_draws is not None:
-                found["draws"] = q.sample((num_draws,)).reshape(num_draws, len(rows), -1)
+        found = {"mean": latent_means(pair.model, pair.guide, *chunk, seed=own)}
+        found |= _spread(pair, chunk, num_draws, own)
         for name, value in found.items():
             parts.setdefault(name, []).append(value.detach().cpu())
     whole = {name: values for name, values in parts.items() if len(values) == len(chunks)}
     return {name: torch.cat(values, -2) for name, values in whole.items()}
+
+
+def _spread(pair: Pair, rows: Batch, num_draws: int | None, seed: int) -> dict[str, Tensor]:
+    """Return sd, where q is of one site and knows it, and draws if wanted; sites in a row."""
+    n = len(rows[0])
+    names = [s.name for s in inspect(pair.model, pair.guide, *rows).latents if s.in_model]
+    found = {}
+    if len(names) == 1:
+        with torch.no_grad(), seeded(seed), evaluating(pair):
+            q = guide_distributions(pair.guide, *rows)[names[0]]
+            sd = _sd(q)
+            if sd is not None:
+                found["sd"] = sd.reshape(n, -1)
+            if num_draws is not None:
+                found["draws"] = q.sample((num_draws,)).reshape(num_draws, n, -1)
+    elif num_draws is not None:
+        z = posterior_draws(pair.model, pair.guide, *rows, num_draws=num_draws, seed=seed).latents
+        found["draws"] = torch.cat([z[name].reshape(num_draws, n, -1) for name in names], -1)
+    return found
 
 
 def _sd(q: TorchDistribution) -> Tensor | None:

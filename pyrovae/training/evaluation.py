@@ -24,10 +24,10 @@ from pyrovae.evidence import (
     summarise,
 )
 from pyrovae.evidence.annealed import Settings
-from pyrovae.pairs import VAE
+from pyrovae.pairs.base import Pair
 from pyrovae.pairs.names import by_name
 from pyrovae.training import rundir
-from pyrovae.training.sources import Rows, kept, rows_of
+from pyrovae.training.sources import Rows, context_of_samples, kept, rows_of
 from pyrovae.training.sources import load_data as load_data
 from pyrovae.training.support import measure
 
@@ -91,7 +91,6 @@ def evaluate(
             f"expected --out (out=) to be a .safetensors file in a folder that exists; got '{out}'"
         )
     vae = rundir.load(run)
-    assert vae is not None
     rows = rows_of(
         run, vae, split=split, new=data, limit=limit, data_dir=data_dir, seed=seed
     )  # fmt: skip
@@ -122,19 +121,21 @@ def draw(run: Path, n: int, seed: int = 0) -> Tensor:
         FileNotFoundError: no such run.
     """
     vae = rundir.load(run)
-    assert vae is not None
-    return datasets.original(vae.sample(n, seed=seed), *kept(run))
+    x = vae.sample(n, *context_of_samples(run, vae, n), seed=seed)
+    return datasets.original(x, *kept(run))
 
 
-def figures(each: Mapping[str, Tensor], vae: VAE, data: datasets.Data, x: Tensor) -> dict[str, Any]:
+def figures(
+    each: Mapping[str, Tensor], vae: Pair, data: datasets.Data, x: Tensor
+) -> dict[str, Any]:
     """Return mean figures of what was found for each datum.
 
     Keys: `elbo`, `reconstruction`, `kl` and `log_evidence`, in nats per datum, each with its `_se`
     (standard deviation over the data / sqrt(n)); `n`; `measure`, whether log p(x) is of a "mass" or
     a "density", or which columns are the one; `units` of x in it, "original", or "unit" for levels
-    scaled to [0, 1]; `bits_per_dim` = -log_evidence / (D ln 2) for a mass, for a density of
-    dequantised data log2(levels) more, and otherwise None with `bits_per_dim_reason`. D counts
-    observed entries alone.
+    scaled to [0, 1]; `context`, "labels" where the pair takes them, else None; `bits_per_dim` =
+    -log_evidence / (D ln 2) for a mass, for a density of dequantised data log2(levels) more, and
+    otherwise None with `bits_per_dim_reason`. D counts observed entries alone.
 
     Args:
         each: those four, (N,).
@@ -151,6 +152,7 @@ def figures(each: Mapping[str, Tensor], vae: VAE, data: datasets.Data, x: Tensor
     kind = measure(vae.likelihood)
     found |= {"bits_per_dim": None, "n": n, "measure": kind}
     found["units"] = "unit" if data.scaled else "original"
+    found["context"] = "labels" if vae.takes_labels else None
     dimensions = float((~x.isnan()).sum()) / n
     bits = -found["log_evidence"] / (dimensions * math.log(2)) if dimensions else None
     if kind == "mass":
@@ -165,7 +167,7 @@ def figures(each: Mapping[str, Tensor], vae: VAE, data: datasets.Data, x: Tensor
     return found
 
 
-def record(run: Path, vae: VAE, rows: Rows, **options: Any) -> tuple[dict[str, Any], Each]:
+def record(run: Path, vae: Pair, rows: Rows, **options: Any) -> tuple[dict[str, Any], Each]:
     """Evaluate a pair on data of its run, and write what was found to the run.
 
     Args:
@@ -181,7 +183,7 @@ def record(run: Path, vae: VAE, rows: Rows, **options: Any) -> tuple[dict[str, A
 
 
 def measured(
-    vae: VAE,
+    vae: Pair,
     rows: Rows,
     *,
     num_particles: int,
@@ -203,17 +205,16 @@ def measured(
     data, split, x = rows.data, rows.split, rows.x
     parts, exactly = [], []
     fits = num_particles >= pareto.MIN_DRAWS
-    chunks = x.split(CHUNK)
+    chunks = list(zip(*(t.split(CHUNK) for t in (x, *rows.c)), strict=True))
     bar = tqdm(chunks, unit_scale=CHUNK, unit="data", disable=None, leave=False)
-    leaves_out = split == "train" and getattr(vae.prior, "indexed", False)
+    pair = vae.local
     for i, chunk in enumerate(bar):
-        index = (torch.arange(i * CHUNK, i * CHUNK + len(chunk)),) if leaves_out else ()
         noise = seed * len(chunks) + i  # of each chunk its own, or their errors would add up
         if method is not None:  # first: it may refuse
-            exactly.append(method(vae.model, vae.guide, chunk, *index))
+            exactly.append(method(pair.model, pair.guide, *chunk))
         parts.append(
             summarise(
-                vae.model, vae.guide, chunk, *index,
+                pair.model, pair.guide, *chunk,
                 num_particles=num_particles, seed=noise, with_khat=fits or method is not None,
             )
         )  # fmt: skip

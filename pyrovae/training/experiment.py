@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +14,17 @@ from torch import Tensor
 
 from pyrovae import data as datasets
 from pyrovae import likelihoods, nets, objectives, posteriors, priors
+from pyrovae.nets.naming import by_name, hyphenated, typed
 from pyrovae.objectives import by_objective_name
-from pyrovae.pairs import VAE, build
-from pyrovae.pairs.names import by_name, exported, hyphenated, level_options, split_masked
+from pyrovae.pairs import build
+from pyrovae.pairs.base import Pair
+from pyrovae.pairs.names import PAIRS, exported, level_options, split_masked
 from pyrovae.training import rundir
+from pyrovae.training.batches import Batch
 from pyrovae.training.evaluation import evaluate as evaluate
 from pyrovae.training.evaluation import record
 from pyrovae.training.history import History
-from pyrovae.training.sources import Rows, load_source, traits
+from pyrovae.training.sources import Rows, classes, context_of, load_source, traits
 from pyrovae.training.sources import load_data as load_data
 from pyrovae.training.support import (
     of_several_kinds,
@@ -41,12 +44,16 @@ class Prepared:
     Attributes:
         vae: the pair, untrained.
         data: what it is to be trained on.
+        train: the training data as `fit` takes them, with their context.
+        validation: the same of the validation data, None without any.
         objective: what is to be minimised.
         config: what the run's `config.json` is to hold.
     """
 
-    vae: VAE
+    vae: Pair
     data: datasets.Data
+    train: Batch
+    validation: Batch | None
     objective: ELBO
     config: dict[str, Any]
 
@@ -64,7 +71,7 @@ class Result:
     """
 
     run: Path
-    vae: VAE
+    vae: Pair
     data: datasets.Data
     history: History
     figures: dict[str, Any]
@@ -90,14 +97,16 @@ def train(
     vae, loaded = prepared.vae, prepared.data
     path = rundir.next_free("runs", loaded.name) if run is None else run
     say(_headline(loaded, vae, path))
-    train_on, held_out = _indexed(vae, loaded)
+    training = dict(prepared.config["training"])
+    del training["objective_options"]
     history = fit(
-        vae.model, vae.guide, train_on, device=device, transform=loaded.transform,
-        validation=held_out if len(loaded.validation) else None, run=path,
-        **prepared.config["training"] | {"objective": prepared.objective},
+        vae.model, vae.guide, prepared.train, device=device, transform=loaded.transform,
+        validation=prepared.validation, run=path,
+        **training | {"objective": prepared.objective},
     )  # fmt: skip
     rundir.write_json(path / "config.json", prepared.config)
-    test = Rows(loaded, "test", loaded.test, loaded.record["sha256"])
+    context = context_of(vae, loaded, "test")
+    test = Rows(loaded, "test", loaded.test, context, loaded.record["sha256"])
     found, _ = record(path, vae, test, num_particles=100, seed=0)
     seconds = sum(r["seconds"] or 0.0 for r in history.epochs)
     say(
@@ -129,6 +138,9 @@ def prepare(
     lr: float,
     seed: int,
     split_seed: int | None = None,
+    pair: str = "vae",
+    pair_options: Mapping[str, Any] | None = None,
+    objective_options: Mapping[str, Any] | None = None,
     **net: Any,
 ) -> Prepared:
     """Load the data and build the pair, by names.
@@ -136,15 +148,17 @@ def prepare(
     The likelihood, where it is not named, is binomial for the digits and bernoulli for binarised
     data. The decoder starts at the data's mean. With `standardize`, those columns of a table that
     may be any real number are standardised on the training rows. Data may have missing entries
-    where the likelihood is a masked one. A prior that is `indexed` is given each datum's index, -1
-    for what is not trained on. `seed` is of weights, order and draws, and, without `split_seed`, of
-    the random split of the data too.
+    where the likelihood is a masked one. What context the pair is given: see `sources.context_of`;
+    where that is labels, an option `num_classes` is by default as many as the data have. An option
+    `num_data` is by default how many data there are to train on. `seed` is of weights, order and
+    draws, and, without `split_seed`, of the random split of the data too.
 
     Raises:
         ValueError: a name, an option, a size or data that do not fit.
         FileNotFoundError: data that are not there.
     """
-    chosen_objective = by_objective_name(objective)()
+    chosen_objective = _objective(objective, objective_options or {})
+    pair_class = by_name("pair", pair, PAIRS)
     likelihood = likelihood or _default_likelihood(data, binarize)
     if likelihood and dequantize:
         refuse_to_dequantize(likelihood)
@@ -174,7 +188,8 @@ def prepare(
         options = {key: {**defaults.get(key, {}), **given} for key, given in options.items()}
     vae = build(
         data_shape=loaded.data_shape, latent_dim=latent_dim, prior=prior, likelihood=likelihood,
-        posterior=posterior, seed=seed, **options, **net,
+        posterior=posterior, pair=pair, seed=seed, **options, **net,
+        pair_options={**_told_options(pair_class, loaded), **(pair_options or {})},
     )  # fmt: skip
     if standardize and len(loaded.data_shape) == 1 and loaded.levels is None:
         columns = on_the_real_line(vae.likelihood).nonzero().flatten().tolist()
@@ -183,7 +198,8 @@ def prepare(
     # of values binarised afresh the grey ones are the mean, of levels made real one draw will do
     vae.likelihood.start_at_mean(seen if dequantize else loaded.train)
     training = {
-        "objective": objective, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "objective": objective, "objective_options": dict(objective_options or {}),
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
     }  # fmt: skip
     config = {
         "build": vae.config,
@@ -195,7 +211,25 @@ def prepare(
     check_arguments(epochs, batch_size, lr)
     if hasattr(vae.prior, "set_exemplars"):
         vae.prior.set_exemplars(seen)
-    return Prepared(vae, loaded, chosen_objective, config)
+    held_out = loaded.validation
+    return Prepared(
+        vae,
+        loaded,
+        train=(loaded.train, *context_of(vae, loaded, "train")),
+        validation=(held_out, *context_of(vae, loaded, "validation")) if len(held_out) else None,
+        objective=chosen_objective,
+        config=config,
+    )
+
+
+def _objective(name: str, options: Mapping[str, Any]) -> ELBO:
+    """Make an objective by name."""
+    chosen = by_objective_name(name)
+    given = typed("objective", chosen, options, taken=())
+    particles = given.get("num_particles", 1)  # which Pyro's own do not check
+    if not isinstance(particles, int) or particles < 1:
+        raise ValueError(f"expected num_particles to be a positive whole number; got {particles!r}")
+    return chosen(**given)
 
 
 def _range_options(
@@ -223,19 +257,20 @@ def _exemplar_options(prior: str, n: int) -> dict[str, Any]:
     return {"num_exemplars": min(default, n)} if isinstance(default, int) else {}
 
 
+def _told_options(pair: type[Pair], loaded: datasets.Data) -> dict[str, Any]:
+    """Return what a pair asks of its data: how many to train on, how many classes of labels."""
+    told, number = {"num_data": len(loaded.train)}, classes(loaded)
+    if pair.takes_labels and number is not None:
+        told["num_classes"] = number
+    takes = inspect.signature(pair.of_names).parameters
+    return {name: value for name, value in told.items() if name in takes}
+
+
 def _as_seen(loaded: datasets.Data) -> Tensor:
     """Return the training data as the pair sees them: one draw of what is drawn afresh."""
     if loaded.transform is None:
         return loaded.train
     return loaded.transform(loaded.train, torch.Generator().manual_seed(0))
-
-
-def _indexed(vae: VAE, loaded: datasets.Data) -> tuple[Any, Any]:
-    """Return training and validation data as `fit` takes them, with the index if need be."""
-    x, held_out = loaded.train, loaded.validation
-    if not getattr(vae.prior, "indexed", False):
-        return x, held_out
-    return (x, torch.arange(len(x))), (held_out, torch.full((len(held_out),), -1))
 
 
 def _default_likelihood(data: str, binarize: str) -> str | None:
@@ -244,13 +279,15 @@ def _default_likelihood(data: str, binarize: str) -> str | None:
     return "binomial" if data.lower() == "digits" else None
 
 
-def _headline(data: datasets.Data, vae: VAE, path: Path) -> str:
+def _headline(data: datasets.Data, vae: Pair, path: Path) -> str:
     sizes = ", ".join(
         f"{len(data.split(s)):,} {s}" for s in datasets.SPLITS if len(getattr(data, s))
     )
     parameters = sum(p.numel() for p in vae.parameters())
-    parts = ", ".join(type(p).__name__ for p in (vae.prior, vae.likelihood, vae.posterior))
-    return f"{data.name} ({sizes}); {parts}; {parameters:,} parameters -> {path}"
+    chosen = vae.config or {}
+    parts = ", ".join(chosen[p] for p in ("prior", "likelihood", "posterior") if hasattr(vae, p))
+    made = f"{hyphenated(type(vae).__name__)} of {parts}; {parameters:,} parameters"
+    return f"{data.name} ({sizes}); {made} -> {path}"
 
 
 def describe() -> str:
@@ -259,7 +296,8 @@ def describe() -> str:
     lines = [", ".join(lines), f"{torch.get_num_threads()} CPU threads"]
     if torch.cuda.is_available():
         lines.append(f"{torch.cuda.device_count()} CUDA devices")
-    choices = {module.__name__.split(".")[-1]: module.__all__ for module in PARTS}
+    choices: dict[str, Iterable[str]] = {"pairs": PAIRS}
+    choices |= {module.__name__.split(".")[-1]: module.__all__ for module in PARTS}
     choices |= {"objectives": [*objectives.PYRO_ELBOS, *objectives.__all__]}
     choices |= {"data": [*datasets.NAMES, f"a file {', '.join(datasets.FILES)}"]}
     for name, found in choices.items():

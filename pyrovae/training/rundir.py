@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyrovae.evidence.progress import write
 from pyrovae.importance import find_modules
-from pyrovae.pairs import VAE, build
+from pyrovae.pairs import build
 from pyrovae.training.history import History
 
 PARAM = "param:"  # before a name in Pyro's parameter store
@@ -154,18 +154,18 @@ def load(
     run: str | Path,
     into: tuple[Callable, Callable] | None = None,
     modules: Sequence[nn.Module] = (),
-) -> VAE | None:
-    """Return the trained VAE of a run, or fill a pair of your own with its weights.
+) -> Any:
+    """Return the trained pair of a run, or fill a pair of your own with its weights.
 
     Args:
         run: a directory that `fit(run=...)` or `pyrovae train` wrote.
-        into: (model, guide) to fill in place of building a VAE; its modules are found as `fit`
+        into: (model, guide) to fill in place of building a pair; its modules are found as `fit`
             finds them. What its functions register by `pyro.param` or `pyro.module` must be in
             Pyro's store already: run the model and the guide once.
         modules: those that `fit` was given.
 
     Returns:
-        The VAE, or None with `into`.
+        The pair, or None with `into`.
 
     Raises:
         FileNotFoundError: no such run, or no weights in it.

@@ -13,8 +13,10 @@ from pyrovae import data as datasets
 from pyrovae.data.files import read_file
 from pyrovae.data.transforms import dequantize_unit
 from pyrovae.importance import batched, check_support, inspect
-from pyrovae.pairs import VAE
+from pyrovae.nets.naming import hyphenated
+from pyrovae.pairs.base import Pair
 from pyrovae.training import rundir
+from pyrovae.training.batches import Batch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,18 +33,74 @@ class Rows:
         data: where they are from, standardised as the run's.
         split: of `data`.
         x: as the pair takes them (N, *data_shape).
-        sha256: fingerprint of them in original units.
+        c: its context, N rows each, see `context_of`.
+        sha256: fingerprint of x in original units.
     """
 
     data: datasets.Data
     split: str
     x: Tensor
+    c: Batch
     sha256: str
+
+
+def context_of(pair: Pair, data: datasets.Data, split: str) -> Batch:
+    """Return what a pair is given beside each datum of a split.
+
+    Where its prior is `indexed`, the datum's index among the training data, -1 for what is not
+    trained on; where the pair `takes_labels`, the labels.
+
+    Args:
+        pair: the pair.
+        data: the data.
+        split: of them.
+
+    Returns:
+        Tensors of whole numbers (N,), or none.
+
+    Raises:
+        ValueError: the pair takes labels, and the data have none.
+    """
+    n = len(getattr(data, split))
+    context = []
+    if getattr(pair.prior, "indexed", False):
+        context.append(torch.arange(n) if split == "train" else torch.full((n,), -1))
+    if pair.takes_labels:
+        if split not in data.labels:
+            raise ValueError(
+                f"expected data with labels, which are the context of pair "
+                f"{hyphenated(type(pair).__name__)}; {data.name} has none: name data that have, "
+                "such as digits or mnist, or a pair without context, such as vae"
+            )
+        context.append(data.labels[split].long())
+    return tuple(context)
+
+
+def classes(data: datasets.Data) -> int | None:
+    """Return how many classes 0, 1, ... the training labels show, None without labels."""
+    return int(data.labels["train"].max()) + 1 if "train" in data.labels else None
+
+
+def context_to_sample(pair: Pair, number: int | None, n: int) -> Batch:
+    """Return the context of n samples: labels 0, 1, ... in turn, where the pair takes labels.
+
+    Args:
+        pair: the pair.
+        number: of classes; None to leave the context to the pair.
+        n: how many samples.
+    """
+    return (torch.arange(n) % number,) if pair.takes_labels and number is not None else ()
+
+
+def context_of_samples(run: Path, pair: Pair, n: int) -> Batch:
+    """Return the context of n samples of a run: see `context_to_sample`."""
+    number = rundir.read_config(run).get("record", {}).get("classes")
+    return context_to_sample(pair, number, n)
 
 
 def rows_of(
     run: Path,
-    vae: VAE,
+    vae: Pair,
     *,
     split: str | None = None,
     new: Path | None = None,
@@ -62,8 +120,9 @@ def rows_of(
         seed: of what is drawn afresh for each epoch of training.
 
     Raises:
-        ValueError: both a split and new data, data that are not as the run's or off the support
-            of its likelihood, or a limit that is no positive whole number.
+        ValueError: both a split and new data, new data for a pair that takes labels, data that are
+            not as the run's or off the support of its likelihood, or a limit that is no positive
+            whole number.
         FileNotFoundError: data that are not there.
     """
     if limit is not None and limit < 1:
@@ -73,6 +132,11 @@ def rows_of(
             f"expected a split of the run's own data, or new data; got both, {split} and {new}: "
             "all rows of a file are meant"
         )
+    if new is not None and vae.takes_labels:
+        raise ValueError(
+            "expected a split of the run's own data, whose labels are the context of pair "
+            f"{hyphenated(type(vae).__name__)}; got {new}, and files hold none: leave --data out"
+        )
     name = split or SPLIT
     raw = raw_data(run, data_dir) if new is None else load_new(run, new, data_dir)
     rows = raw.split(name)[:limit]
@@ -80,9 +144,10 @@ def rows_of(
         rows = raw.transform(rows, torch.Generator().manual_seed(seed))
     data = as_kept(run, raw)
     x = data.split(name)[:limit] if data.scale is not None else rows
+    context = tuple(t[:limit] for t in context_of(vae, data, name))
     if new is not None:
-        _check(vae, x, new)
-    return Rows(data, name, x, datasets.digest(rows))
+        _check(vae, x, context, new)
+    return Rows(data, name, x, context, datasets.digest(rows))
 
 
 def load_data(run: Path, data_dir: Path | None = None) -> datasets.Data:
@@ -118,13 +183,14 @@ def traits(
 
     Returns:
         `levels`, how many values the data took before they were scaled or binarised, None for real
-        values; and `columns`, their names, None for those of no table or without names.
+        values; `columns`, their names, None for those of no table or without names; and `classes`,
+        see `classes`.
     """
     binarized = source["binarize"] != "none"
     plain = load_source({**source, "binarize": "none"}, data_dir) if binarized else loaded
     table = _named(Path(source["source"]))
     columns = None if table is None else [str(name) for name in table.columns]
-    return {"levels": plain.levels, "columns": columns}
+    return {"levels": plain.levels, "columns": columns, "classes": classes(loaded)}
 
 
 def raw_data(run: Path, data_dir: Path | None = None) -> datasets.Data:
@@ -306,12 +372,13 @@ def _drawn(x: Tensor, source: Mapping[str, Any], levels: int | None) -> Tensor:
     return x
 
 
-def _check(vae: VAE, x: Tensor, path: Path) -> None:
+def _check(vae: Pair, x: Tensor, c: Batch, path: Path) -> None:
     """Refuse data off the support of the likelihood."""
     try:
-        for start, rows in zip(range(0, len(x), ROWS), x.split(ROWS), strict=True):
-            rows, _ = batched(rows, (), [vae])
-            datum = inspect(vae.model, vae.guide, rows).datum
+        chunks = zip(*(t.split(ROWS) for t in (x, *c)), strict=True)
+        for start, (rows, *context) in zip(range(0, len(x), ROWS), chunks, strict=True):
+            rows, given = batched(rows, context, [vae])
+            datum = inspect(vae.model, vae.guide, rows, *given).datum
             if datum is not None:
                 check_support(datum, rows, start)
     except ValueError as error:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyrovae import likelihoods
@@ -27,9 +28,8 @@ def allowed(likelihood: Likelihood, change: Callable[[Tensor], Tensor]) -> Tenso
     Returns:
         A boolean tensor (D,), x flattened.
     """
-    like = next(likelihood.parameters())
     with torch.no_grad(), seeded(0), evaluating(likelihood):
-        p = likelihood(like.new_zeros(1, likelihood.latent_dim))
+        p = _at_zero(likelihood)
         x = p.sample().flatten(1).double()  # where a large count differs from itself + STEP
         d = x.shape[1]
         changed = torch.where(torch.eye(d, dtype=torch.bool, device=x.device), change(x), x)
@@ -54,9 +54,8 @@ def measure(likelihood: Likelihood) -> str:
     Where the entries of x are of one kind, asking the support is enough; a table is asked by
     column.
     """
-    like = next(likelihood.parameters())
     with torch.no_grad(), evaluating(likelihood):
-        p = likelihood(like.new_zeros(1, likelihood.latent_dim))
+        p = _at_zero(likelihood)
     if len(p.event_shape) > 1:
         return "mass" if p.support.is_discrete else "density"
     kinds = discrete(likelihood)
@@ -111,6 +110,15 @@ def refuse_to_dequantize(likelihood: str) -> None:
             "expected --dequantize with a likelihood that is a density, such as normal; got "
             f"{likelihood}: leave --dequantize out, or name another --likelihood"
         )
+
+
+def _at_zero(likelihood: Likelihood) -> TorchDistribution:
+    """Return p(x|z, c) at z = 0, and c = 0 where it takes context."""
+    like = next(likelihood.parameters())
+    inside = getattr(likelihood, "likelihood", likelihood)  # of what is observed
+    context = getattr(inside, "context_dim", 0)
+    c = (like.new_zeros(1, context),) if context else ()
+    return likelihood(like.new_zeros(1, likelihood.latent_dim), *c)
 
 
 def _class(likelihood: str) -> Callable[..., Likelihood]:
