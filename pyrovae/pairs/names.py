@@ -10,11 +10,24 @@ from pyrovae import likelihoods, nets, posteriors, priors
 from pyrovae.distributions import seeded
 from pyrovae.nets.naming import by_name, hyphenated, normalised, typed
 from pyrovae.pairs.base import Pair
+from pyrovae.pairs.bayesian_decoder import BayesianDecoderVAE
+from pyrovae.pairs.conditional import ConditionalVAE
+from pyrovae.pairs.hierarchical import HierarchicalVAE
+from pyrovae.pairs.sequence import SequenceVAE
 from pyrovae.pairs.vae import VAE
 
 Options = Mapping[str, Any]
 Named = tuple[str, Options | None]  # a part's name and its options
-PAIRS: dict[str, type[Pair]] = {c.__name__: c for c in (VAE,)}
+PAIRS: dict[str, type[Pair]] = {
+    c.__name__: c
+    for c in (
+        VAE,
+        ConditionalVAE,
+        HierarchicalVAE,
+        SequenceVAE,
+        BayesianDecoderVAE,
+    )
+}
 
 
 def exported(module: ModuleType) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cases.base import LATENT, SHAPE
 from pyrovae import VAE, build
+from pyrovae.pairs import BayesianDecoderVAE, ConditionalVAE, HierarchicalVAE, SequenceVAE
 from pyrovae.pairs.base import Pair
 from pyrovae.pairs.names import hyphenated
 
@@ -33,7 +34,6 @@ class PairCase:
         command: options of `pyrovae train` on data that ship with a dependency, but for the pair's
             name; few epochs.
         name: tells cases of one class apart.
-        notes: sites of which `check_pair` may have notes.
     """
 
     cls: type[Pair]
@@ -54,4 +54,60 @@ class PairCase:
 
 PAIRS = [
     PairCase(VAE),
+    PairCase(
+        ConditionalVAE,
+        {"pair_options": {"num_classes": 3}},
+        batch=lambda: (bits(), torch.arange(ROWS) % 3),
+    ),
+    PairCase(
+        ConditionalVAE,
+        {"prior": "conditional-normal"},
+        name="learned-prior",
+        batch=lambda: (bits(), torch.arange(ROWS) % 10),
+        command=("--prior", "conditional-normal"),
+    ),
+    PairCase(HierarchicalVAE, name="two-level"),
+    PairCase(
+        HierarchicalVAE,
+        {"prior": "vamp-prior", "prior_options": {"num_components": 4, "init": [0.5, 0.3]}},
+        name="two-level-vamp-prior",
+        command=("--prior", "vamp-prior", "--prior-option", "num_components=20"),
+    ),
+    PairCase(
+        HierarchicalVAE,
+        {"pair_options": {"kind": "ladder", "levels": 3, "latent_dims": [3, 2, 1], "width": 5}},
+        name="ladder",
+        command=(
+            "--pair-option",
+            "kind=ladder",
+            "--pair-option",
+            "levels=3",
+            "--pair-option",
+            "latent_dims=[8, 4, 2]",
+        ),
+    ),
+    PairCase(
+        HierarchicalVAE,
+        {"pair_options": {"kind": "ladder", "skip": False}},
+        name="ladder-no-skip",
+        command=("--pair-option", "kind=ladder", "--pair-option", "skip=false"),
+    ),
+    PairCase(SequenceVAE, {"pair_options": {"width": 5}}),
+    PairCase(
+        SequenceVAE,
+        {"pair_options": {"linear": True, "bidirectional": True, "width": 5}},
+        batch=lambda: (bits(), torch.arange(ROWS) % SHAPE[0] + 1),
+        name="lengths",
+        command=("--pair-option", "linear=true", "--pair-option", "bidirectional=true"),
+    ),
+    PairCase(BayesianDecoderVAE, {"pair_options": {"num_data": 5 * ROWS}}),
+    PairCase(
+        BayesianDecoderVAE,
+        {
+            "pair_options": {"num_data": ROWS, "layers": "last"},
+            "likelihood": "continuous-bernoulli",
+        },
+        name="last-layer",
+        command=("--pair-option", "layers=last"),
+    ),
 ]
