@@ -82,6 +82,16 @@ def test_with_the_exact_guide_every_weight_is_the_filters_evidence():
     torch.testing.assert_close(closed, filtered(x), rtol=0, atol=1e-9)
 
 
+def test_the_identity_holds_and_the_exact_guide_has_no_kl():
+    x = simulate(N, STEPS)
+    exact, late = (
+        evidence.identity(pair.model, pair.guide, x, num_particles=2)
+        for pair in (exact_pair(STEPS), exact_pair(STEPS, Late(STEPS)))
+    )
+    assert (exact.residual.abs() < 1e-8).all() and (exact.kl.abs() < 1e-8).all()
+    assert (late.residual.abs() < 1e-8).all() and (late.kl > 1).all()  # negative control
+
+
 def test_series_of_several_lengths_have_the_filters_evidence_each():
     x, pair = simulate(N, STEPS), exact_pair(STEPS)
     log_w = log_weights(pair.model, pair.guide, x, LENGTHS, num_particles=20)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -170,3 +171,32 @@ def _in_float64(work: Work) -> bool:
         drawn = [s["value"].dtype for s in sites if s["value"].is_floating_point()]
         scored = [s["fn"].log_prob(s["value"]).dtype for s in sites if not s["is_observed"]]
     return set(drawn + scored) <= {torch.float64}
+
+
+def global_latents(work: Work) -> tuple[str, ...]:
+    """Return the latents outside every plate on both sides, where others stand within the data's.
+
+    They are no broken rule then: what is broken is broken for them alone.
+    """
+    latents = [s for s in work.structure.latents if s.in_guide]
+    outside = tuple(s.name for s in latents if not s.plates)
+    others = {site for site, _ in work.structure.problems} - set(outside)
+    return () if others or len(outside) == len(latents) else outside
+
+
+def given_globals(work: Work, names: Sequence[str]) -> Work:
+    """Return the pair given one draw of its global latents: p(x, z|w) with q(z|x, w)."""
+    with seeded(work.seed), torch.no_grad():
+        drawn = samples(traces(work.model, work.guide, work.x, work.c)[1])
+    values = {name: drawn[name]["value"] for name in names}
+
+    def fixed(function: Callable) -> Callable:
+        def run(*args: Tensor) -> object:
+            with poutine.block(hide=list(names)), poutine.condition(data=values):
+                return function(*args)
+
+        return run
+
+    model, guide = fixed(work.model), fixed(work.guide)
+    structure = inspect(model, guide, work.x, *work.c, modules=work.modules)
+    return replace(work, model=model, guide=guide, structure=structure)
