@@ -239,7 +239,7 @@ def test_transform_gets_the_tuple_where_there_is_context():
         (X, {"clip_norm": 0.0}, "clip_norm to be positive"),
         (X, {"patience": 3}, "validation data with patience"),
         (X, {"beta": -0.5}, "beta to be finite and >= 0"),
-        (X, {"compile": "always"}, "compile to be 'auto' or 'never'"),
+        (X, {"compile": "sometimes"}, "compile to be 'auto', 'always' or 'never'"),
     ],
 )
 def test_bad_requests_train_nothing(data, options, message):

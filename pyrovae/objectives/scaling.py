@@ -5,10 +5,11 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 
 class _ScaleLatents(Messenger):
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float | Tensor) -> None:
         super().__init__()
         self.beta = beta
 
@@ -17,7 +18,7 @@ class _ScaleLatents(Messenger):
             msg["scale"] = msg["scale"] * self.beta
 
 
-def with_beta(function: Callable, beta: float) -> Callable:
+def with_beta(function: Callable, beta: float | Tensor) -> Callable:
     """Return a model or guide whose latent sites' log-densities are multiplied by beta.
 
     Wrapped around model *and* guide this makes any ELBO a beta-ELBO, sampled or analytic alike;
@@ -25,9 +26,9 @@ def with_beta(function: Callable, beta: float) -> Callable:
 
     Args:
         function: the model or the guide.
-        beta: the factor, >= 0.
+        beta: the factor, >= 0, a number or a tensor ().
     """
-    if beta == 1.0:
+    if not isinstance(beta, Tensor) and beta == 1.0:
         return function
 
     def scaled(*args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,6 @@
 """Data as batches (x, *c): tensors, arrays, tuples of them, or a torch Dataset."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from pyrovae.importance import batched
 
 Batch = tuple[Tensor, ...]
+Transform = Callable[[Any, torch.Generator], Any]
+
+EVALUATION_ROWS = 1024  # rows of one pass without gradients
 
 
 class Source(Protocol):
@@ -88,3 +91,41 @@ def source(data: Any, modules: Sequence[nn.Module]) -> Source:
 def _tensors(x: Any, c: Sequence[Any], modules: Sequence[nn.Module]) -> Batch:
     tensor, context = batched(x, c, modules)
     return (tensor, *context)
+
+
+class Epochs:
+    """Training rows, transformed afresh each epoch by that epoch's own generator.
+
+    Args:
+        rows: the data.
+        transform: of a batch, with a generator; None to leave them as they are.
+        seed: of the order and of `transform`.
+        batch_size: rows of a batch; the last one of an epoch may have fewer.
+    """
+
+    def __init__(
+        self, rows: Source, transform: Transform | None, seed: int, batch_size: int
+    ) -> None:
+        self.rows, self.transform, self.seed = rows, transform, seed
+        self.batch_size = min(batch_size, len(rows))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the epoch's batches, shuffled."""
+        generator = self._generator(epoch)
+        for batch in self.rows.batches(self.batch_size, generator):
+            yield self._transformed(batch, generator)
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield large batches in order, transformed."""
+        generator = self._generator(0)
+        for batch in self.rows.batches(EVALUATION_ROWS):
+            yield self._transformed(batch, generator)
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+
+    def _transformed(self, batch: Batch, generator: torch.Generator) -> Batch:
+        if self.transform is None:
+            return batch
+        new = self.transform(batch if len(batch) > 1 else batch[0], generator)
+        return tuple(new) if isinstance(new, tuple | list) else (new,)

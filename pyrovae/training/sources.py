@@ -48,7 +48,7 @@ def context_of(pair: Pair, data: datasets.Data, split: str) -> Batch:
     """Return what a pair is given beside each datum of a split.
 
     Where its prior is `indexed`, the datum's index among the training data, -1 for what is not
-    trained on; where the pair `takes_labels`, the labels.
+    trained on; where the pair `takes_labels`, what its `context` makes of the labels.
 
     Args:
         pair: the pair.
@@ -72,7 +72,7 @@ def context_of(pair: Pair, data: datasets.Data, split: str) -> Batch:
                 f"{hyphenated(type(pair).__name__)}; {data.name} has none: name data that have, "
                 "such as digits or mnist, or a pair without context, such as vae"
             )
-        context.append(data.labels[split].long())
+        context.append(pair.context(data.labels[split].long(), train=split == "train"))
     return tuple(context)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import math
 import time
 import warnings
@@ -29,14 +30,15 @@ from pyrovae.nets import evaluating
 from pyrovae.objectives import BetaELBO, with_beta
 from pyrovae.optimise import Optimizer, Schedule, adam, descend
 from pyrovae.training import rundir
-from pyrovae.training.batches import Batch, Source, source
+from pyrovae.training.batches import EVALUATION_ROWS, Batch, Epochs, Source, Transform, source
+from pyrovae.training.compiled import CompiledStep, NotCompiled, is_worth_it
 from pyrovae.training.history import History
+
+LOG = logging.getLogger(__name__)
 
 Beta = float | Callable[[int], float]
 Callback = Callable[[int, Mapping[str, float | None]], None]
-Transform = Callable[[Any, torch.Generator], Any]
 
-EVALUATION_ROWS = 1024  # rows of one pass without gradients
 TERMS_ROWS = 2000  # training rows that the terms are measured on where there is no validation
 MODULE_DIVIDER = "$$$"  # what Pyro puts between a module's name and its parameter's
 
@@ -83,7 +85,9 @@ def fit(
         lr: learning rate.
         validation: like `train`; then the weights of the best epoch are kept.
         seed: of the order of the data, of `transform`, and of the draws of z.
-        compile: "auto" or "never". This version has the eager step alone, and both run it.
+        compile: "auto" compiles the step, without Pyro in its loop, where the training is long
+            enough to be worth it and the step can be compiled; "always" whatever its length, or
+            raises; "never". The noise is the same, and the weights are up to rounding.
         run: directory to write weights, history and, for a pair from `build`, its configuration to.
         optimizer: `optimizer(parameters, lr=lr)` gives a torch optimizer; by default fused Adam.
         schedule: factor of lr as a function of the part of training done; `optimise.cosine` is one.
@@ -129,11 +133,13 @@ def fit(
         contextlib.ExitStack() as stack, rundir.claimed(run) as path, seeded(seed),
         _training(found), pair.own_store(),
     ):  # fmt: skip
-        data = _Data(source(train, found), transform, seed, batch_size)
+        data = Epochs(source(train, found), transform, seed, batch_size)
         stack.enter_context(_told(objective, len(data.rows)))
         held_out = None if validation is None else source(validation, found)
         pair.check(data, held_out)
-        parameters = pair.parameters(next(data.epoch(0)))
+        batch = next(data.epoch(0))
+        parameters = pair.parameters(batch)
+        pair.compile(compile, parameters, batch, epochs * len(data.rows))
         history = _run(
             pair, parameters, data, held_out, betas, factor, patience, callbacks,
             lr=lr, optimizer=optimizer, schedule=schedule, clip_norm=clip_norm,
@@ -164,8 +170,8 @@ def check_arguments(
     for name, real in {"lr": lr, "clip_norm": clip_norm}.items():
         if real is not None and not 0 < real < math.inf:
             raise ValueError(f"expected {name} to be positive and finite; got {real!r}")
-    if compile not in ("auto", "never"):
-        raise ValueError(f"expected compile to be 'auto' or 'never'; got {compile!r}")
+    if compile not in ("auto", "always", "never"):
+        raise ValueError(f"expected compile to be 'auto', 'always' or 'never'; got {compile!r}")
     if patience is not None and validation is None:
         raise ValueError("expected validation data with patience; got none: pass validation=...")
 
@@ -210,37 +216,6 @@ def _analytic(objective: ELBO) -> bool:
     return getattr(objective, "analytic_kl", isinstance(objective, TraceMeanField_ELBO))
 
 
-class _Data:
-    """Training rows, transformed afresh each epoch by that epoch's own generator."""
-
-    def __init__(
-        self, rows: Source, transform: Transform | None, seed: int, batch_size: int
-    ) -> None:
-        self.rows, self.transform, self.seed = rows, transform, seed
-        self.batch_size = min(batch_size, len(rows))
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the epoch's batches, shuffled."""
-        generator = self._generator(epoch)
-        for batch in self.rows.batches(self.batch_size, generator):
-            yield self._transformed(batch, generator)
-
-    def in_order(self) -> Iterator[Batch]:
-        """Yield large batches in order, transformed."""
-        generator = self._generator(0)
-        for batch in self.rows.batches(EVALUATION_ROWS):
-            yield self._transformed(batch, generator)
-
-    def _generator(self, epoch: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-
-    def _transformed(self, batch: Batch, generator: torch.Generator) -> Batch:
-        if self.transform is None:
-            return batch
-        new = self.transform(batch if len(batch) > 1 else batch[0], generator)
-        return tuple(new) if isinstance(new, tuple | list) else (new,)
-
-
 class _Pair:
     """The pair under training: its objective per datum, and its parameters."""
 
@@ -253,9 +228,10 @@ class _Pair:
         self.loose: list[str] = []  # those, and what modules in the functions' closures own
         self.theirs: dict[str, Tensor] = {}
         self.valid = False
+        self.compiled: CompiledStep | None = None
         self._sizes: dict[int, int] = {}
 
-    def check(self, data: _Data, held_out: Source | None) -> None:
+    def check(self, data: Epochs, held_out: Source | None) -> None:
         """Refuse data off the support of the observed site."""
         for batches in (data.in_order(), held_out.batches(EVALUATION_ROWS) if held_out else ()):
             row = 0
@@ -347,8 +323,29 @@ class _Pair:
             self._sizes[n] = n if plate is None else plate.size
         return self._sizes[n]
 
+    def compile(self, mode: str, parameters: list[Tensor], batch: Batch, rows: int) -> None:
+        """Compile the step at batches like this one, if that is wanted and can be done."""
+        rows *= self.objective.num_particles
+        if mode == "never" or (mode == "auto" and not is_worth_it(parameters, rows)):
+            return
+        size = self.plate_size(batch)
+
+        def loss(beta: Tensor, batch: Batch) -> Tensor:
+            with self._at(beta) as (model, guide):
+                value: Tensor = self.objective.differentiable_loss(model, guide, *batch)
+            return value / size
+
+        try:
+            self.compiled = CompiledStep(loss, self.objective, parameters, batch)
+        except NotCompiled as reason:
+            if mode == "always":
+                raise ValueError(f"the step cannot be compiled: {reason}") from reason
+            LOG.warning("The step is not compiled, and takes Pyro's time: %s", reason)
+
     def step(self, batch: Batch, epoch: float, beta: float, parameters: Sequence[Tensor]) -> float:
         """Leave the gradient of objective / plate size in `.grad`, and return its value."""
+        if self.compiled is not None and self.compiled.fits(batch):
+            return float(self.compiled(beta, batch))
         size = self.plate_size(batch)
         if hasattr(self.objective, "clock"):
             self.objective.clock.epoch = epoch
@@ -383,7 +380,7 @@ class _Pair:
         return reconstruction / rows, kl / rows
 
     @contextlib.contextmanager
-    def _at(self, beta: float) -> Iterator[tuple[Callable, Callable]]:
+    def _at(self, beta: float | Tensor) -> Iterator[tuple[Callable, Callable]]:
         if hasattr(self.objective, "beta"):  # it works on the parts, and sees no handler
             before = self.objective.beta
             self.objective.beta = beta
@@ -398,7 +395,7 @@ class _Pair:
 def _run(
     pair: _Pair,
     parameters: list[Tensor],
-    data: _Data,
+    data: Epochs,
     held_out: Source | None,
     betas: Sequence[float],
     factor: Callable[[float], float],
