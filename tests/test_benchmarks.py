@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 import torch
 from benchmarks import evidence as benchmark
+from benchmarks import step
 
 IMAGES, PARTICLES = 6, 2000
 
@@ -36,3 +38,14 @@ def test_it_prints_what_it_measured(capsys):
 def test_memory_is_measured():
     found = benchmark.memory(4, (50,), threads=1)[50]
     assert 0 < found["held_mb"] < 200 and 0 < found["growth_mb"] < 200 and found["seconds"] > 0
+
+
+def test_all_train_the_same_model():
+    """From starts of their own, on the same batches: the loss falls alike. The rest is compiled."""
+    losses = {}
+    for name in ("eager", "pyro", "torch", "numpyro"):
+        make = step.contenders().get(name)
+        if make is not None:
+            losses[name] = make(*step.task(batch=32, steps=60))()
+    assert max(losses.values()) < 1.05 * min(losses.values()) < 450, losses  # 543 at the start
+    assert losses["eager"] == pytest.approx(losses["torch"], rel=0.03)
