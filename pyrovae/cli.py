@@ -187,7 +187,14 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Data a step.")] = 128,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    optimizer: Annotated[str, typer.Option(help="adam, adamw or normalised-adam.")] = "adam",
+    schedule: Annotated[
+        str, typer.Option(help="Of the learning rate: constant, cosine or warm-up.")
+    ] = "constant",
+    compile: Annotated[
+        str, typer.Option(help="The step: auto (where it is worth it), always or never.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Of weights, order and draws.")] = 0,
     seeds: Annotated[
         int | None,
@@ -228,7 +235,8 @@ def train(
         net_options=_options("--net-option", net_option),
         pair_options=_options("--pair-option", pair_option),
         objective_options=_options("--objective-option", objective_option),
-        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, split_seed=split_seed,
+        epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, schedule=schedule,
+        compile=compile, seed=seed, split_seed=split_seed,
         device=_device(device), run=run, say=say,
     )  # fmt: skip
 

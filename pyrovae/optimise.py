@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["adam", "cosine", "descend"]
+__all__ = ["NormalisedAdam", "adam", "adamw", "cosine", "descend", "warm_up"]
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Schedule = Callable[[float], float]
@@ -15,6 +16,45 @@ Schedule = Callable[[float], float]
 def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
     """Return Adam (Kingma & Ba 2015), one fused step over all parameters."""
     return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+def adamw(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """Return AdamW (Loshchilov & Hutter 2019), weight decay 0.01, one fused step."""
+    return torch.optim.AdamW(parameters, lr=lr, fused=True)
+
+
+class NormalisedAdam(torch.optim.Adam):
+    """Adam on gradients that are divided, tensor by tensor, by their norm.
+
+    The set-up of Tomczak & Welling (2018): g / (|g| + 1e-7) in place of g, so that no tensor's
+    gradient outweighs its own past by its size alone.
+
+    Args:
+        parameters: leaf tensors.
+        lr: learning rate.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
+        super().__init__(parameters, lr=lr, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Normalise the gradients, and take Adam's step."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.div_(p.grad.norm() + 1e-7)
+        return super().step(closure)
+
+
+def warm_up(progress: float, share: float = 0.05) -> float:
+    """Return min(1, t / share): the learning rate rises over the first part of training.
+
+    Example:
+        >>> warm_up(0.01), warm_up(0.5)
+        (0.2, 1.0)
+    """
+    return min(1.0, progress / share)
 
 
 def cosine(progress: float) -> float:

@@ -139,7 +139,8 @@ def _trained(g: Gathered) -> list[str | Drawn]:
             "training",
             training["objective"],
             f"{_options_of(training)}{len(g.opened.history)} epochs, batches of "
-            f"{training['batch_size']}, learning rate {training['lr']:g}, seed "
+            f"{training['batch_size']}, learning rate {training['lr']:g} "
+            f"({training.get('optimizer', 'adam')}, {training.get('schedule', 'constant')}), seed "
             f"{training['seed']}; the weights are those of epoch "
             f"{g.opened.history.best_epoch}",
         ],

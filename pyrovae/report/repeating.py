@@ -10,6 +10,8 @@ from pyrovae.training.support import on_the_real_line
 
 OPTIONS = ("pair", "prior", "likelihood", "posterior", "net")  # each has --NAME and --NAME-option
 
+DEFAULTS = {"optimizer": "adam", "schedule": "constant"}  # of runs older than the choice
+
 
 def command(config: Mapping[str, Any], vae: Pair) -> str:
     """Return the `pyrovae train` command that trains a run once more, in a directory of its own.
@@ -52,8 +54,9 @@ def command(config: Mapping[str, Any], vae: Pair) -> str:
                 words += [f"--{part}-option", f"{key}={_value(value)}"]
         words += ["--hidden", ",".join(map(str, build["hidden"]))]
         words += ["--latent-dim", build["latent_dim"], "--objective", training["objective"]]
-        for key in ("epochs", "batch_size", "lr", "seed"):
-            words += [f"--{key.replace('_', '-')}", training[key]]
+        for key in ("epochs", "batch_size", "lr", "optimizer", "schedule", "seed"):
+            value = training.get(key, DEFAULTS[key]) if key in DEFAULTS else training[key]
+            words += [f"--{key.replace('_', '-')}", value]
         if data.get("seed", training["seed"]) != training["seed"]:  # one of several seeds
             words += ["--split-seed", data["seed"]]
     except (KeyError, TypeError, AttributeError) as error:

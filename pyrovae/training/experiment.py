@@ -16,6 +16,7 @@ from pyrovae import data as datasets
 from pyrovae import likelihoods, nets, objectives, posteriors, priors
 from pyrovae.nets.naming import by_name, hyphenated, typed
 from pyrovae.objectives import by_objective_name
+from pyrovae.optimise import NormalisedAdam, adam, adamw, cosine, warm_up
 from pyrovae.pairs import build
 from pyrovae.pairs.base import Pair
 from pyrovae.pairs.names import PAIRS, exported, level_options, split_masked
@@ -34,6 +35,8 @@ from pyrovae.training.support import (
 )
 from pyrovae.training.trainer import check_arguments, fit
 
+OPTIMIZERS = {"adam": adam, "adamw": adamw, "NormalisedAdam": NormalisedAdam}
+SCHEDULES = {"Constant": None, "Cosine": cosine, "WarmUp": warm_up}  # of the learning rate
 PARTS = (priors, likelihoods, posteriors, nets)
 
 
@@ -78,7 +81,12 @@ class Result:
 
 
 def train(
-    *, device: str | None, run: Path | None, say: Callable[[str], None], **request: Any
+    *,
+    device: str | None,
+    run: Path | None,
+    say: Callable[[str], None],
+    compile: str = "auto",
+    **request: Any,
 ) -> Result:
     """Train by names, and write the run directory: what `pyrovae train` does.
 
@@ -86,6 +94,7 @@ def train(
         device: where to train; None for where the pair is.
         run: the directory; None for the next free runs/NAME-N.
         say: is told of the data and the pair, and of the end.
+        compile: see `fit`.
         **request: of `prepare`.
 
     Raises:
@@ -99,9 +108,11 @@ def train(
     say(_headline(loaded, vae, path))
     training = dict(prepared.config["training"])
     del training["objective_options"]
+    for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        training[name] = by_name(name, training[name], choices)
     history = fit(
         vae.model, vae.guide, prepared.train, device=device, transform=loaded.transform,
-        validation=prepared.validation, run=path,
+        compile=compile, validation=prepared.validation, run=path,
         **training | {"objective": prepared.objective},
     )  # fmt: skip
     rundir.write_json(path / "config.json", prepared.config)
@@ -141,6 +152,8 @@ def prepare(
     pair: str = "vae",
     pair_options: Mapping[str, Any] | None = None,
     objective_options: Mapping[str, Any] | None = None,
+    optimizer: str = "adam",
+    schedule: str = "constant",
     **net: Any,
 ) -> Prepared:
     """Load the data and build the pair, by names.
@@ -159,6 +172,8 @@ def prepare(
     """
     chosen_objective = _objective(objective, objective_options or {})
     pair_class = by_name("pair", pair, PAIRS)
+    by_name("optimizer", optimizer, OPTIMIZERS)
+    by_name("schedule", schedule, SCHEDULES)
     likelihood = likelihood or _default_likelihood(data, binarize)
     if likelihood and dequantize:
         refuse_to_dequantize(likelihood)
@@ -199,7 +214,8 @@ def prepare(
     vae.likelihood.start_at_mean(seen if dequantize else loaded.train)
     training = {
         "objective": objective, "objective_options": dict(objective_options or {}),
-        "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
+        "schedule": schedule, "seed": seed,
     }  # fmt: skip
     config = {
         "build": vae.config,

@@ -99,6 +99,7 @@ def train_seeds(
     run: Path | None,
     say: Callable[[str], None],
     after: Callable[[Result], Any] = lambda result: None,
+    compile: str = "auto",
     **request: Any,
 ) -> Seeds:
     """Train the seeds seed, ..., seed + seeds - 1, each in a run directory of its own.
@@ -117,6 +118,7 @@ def train_seeds(
             runs/NAME-N, if it was interrupted, or else the next free one.
         say: is told how it goes.
         after: is called on each result, before its directory is moved into place whole.
+        compile: see `fit`.
         **request: of `experiment.prepare`.
 
     Raises:
@@ -145,7 +147,7 @@ def train_seeds(
     with _made(root, say):
         rundir.write_json(root / FILE, found.to_dict())
         for k in left:
-            new = _one(root, k, device=device, say=say, after=after, **request)
+            new = _one(root, k, device=device, compile=compile, say=say, after=after, **request)
             found = Seeds(root, config, dict(sorted({**found.figures, k: new}.items())))
             rundir.write_json(root / FILE, found.to_dict())
     return found
