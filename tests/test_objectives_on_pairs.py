@@ -19,11 +19,11 @@ REMEDY = re.compile(
 def trained(pair, batch, objective):
     """The pair's parameters after a few steps."""
     with seeded(3):
-        fit(pair.model, pair.guide, batch, objective=objective, epochs=3, batch_size=6, lr=0.01)
+        fit(pair.model, pair.guide, batch, objective=objective, epochs=2, batch_size=6, lr=0.01)
     return [p.detach().clone() for p in pair.parameters()]
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda c: c.id)
+@pytest.mark.parametrize("pair", [*{c.cls: c for c in PAIRS}.values()], ids=lambda c: c.id)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda c: c.id)
 def test_it_trains_or_says_why_not(pair, objective):
     made, batch = pair.build(), pair.batch()

@@ -89,7 +89,7 @@ def test_samples_and_reconstructions_have_the_shape_of_data(case: PairCase):
         pair.sample(-1)
 
 
-@every_pair
+@pytest.mark.parametrize("case", [*{c.cls: c for c in PAIRS}.values()], ids=lambda c: c.id)
 def test_the_command_line_trains_evaluates_and_samples(case: PairCase, tmp_path):
     run = str(tmp_path / "run")
     name = hyphenated(case.cls.__name__)

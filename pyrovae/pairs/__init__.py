@@ -5,8 +5,10 @@ from pyrovae.pairs.conditional import ConditionalVAE
 from pyrovae.pairs.hierarchical import HierarchicalVAE
 from pyrovae.pairs.hierarchical_posteriors import BottomUp, Ladder, TopDown, rungs
 from pyrovae.pairs.linear import ppca
+from pyrovae.pairs.mixture import MixtureVAE
 from pyrovae.pairs.names import build
 from pyrovae.pairs.refinement import refined
+from pyrovae.pairs.semi_supervised import SemiSupervisedVAE
 from pyrovae.pairs.sequence import SequenceVAE
 from pyrovae.pairs.sequence_parts import (
     Combiner,
@@ -26,7 +28,9 @@ __all__ = [
     "HierarchicalVAE",
     "Ladder",
     "LinearTransition",
+    "MixtureVAE",
     "RecurrentEncoder",
+    "SemiSupervisedVAE",
     "SequenceVAE",
     "TopDown",
     "VAE",

@@ -77,6 +77,15 @@ class Pair(nn.Module, ABC):
         """
         return self
 
+    def context(self, labels: Tensor, train: bool) -> Tensor:
+        """Return the context that labels of data make, where the pair `takes_labels`: all of them.
+
+        Args:
+            labels: whole numbers (N,).
+            train: are the data to be trained on, or held out?
+        """
+        return labels
+
     def register(self) -> None:
         """Hand the parameters to Pyro's store, under names that are this instance's alone.
 

@@ -23,7 +23,7 @@ LAYERS: dict[str, Callable[[Any], nn.Module]] = {"all": lambda net: net, "last":
 
 
 class BayesianDecoderVAE(Pair):
-    """p(W) prod_n p(z_n) p(x_n|z_n, W), with the guide q(W) prod_n q(z_n|x_n).
+    """p(x, z, W) = p(W) prod_n p(z_n) p(x_n|z_n, W), with the guide q(W) prod_n q(z_n|x_n).
 
         model:  W ~ N(0, s^2 I),         z_n ~ prior(),         x_n ~ likelihood(z_n; W)
         guide:  W ~ N(m, diag sigma^2),  z_n ~ posterior(x_n)

@@ -49,7 +49,9 @@ class LevelTerms:
 
 
 class HierarchicalVAE(Pair):
-    """p(z_L) p(z_{L-1}|z_L) ... p(x|z_1, ...) with a guide over all levels; sites "zL", ..., "z1".
+    """p(x, z) = p(z_L) p(z_{L-1}|z_L) ... p(x|z_1, ...) with a guide over all levels.
+
+    The sites are "zL", ..., "z1", "x":
 
         model:  z_L ~ prior(*c),  z_i ~ between[i - 1](z_{i+1}, ..., z_L),
                 x ~ likelihood(z_1, z_2, ..., z_L, *c)              within the plate "data"

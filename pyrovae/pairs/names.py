@@ -13,6 +13,8 @@ from pyrovae.pairs.base import Pair
 from pyrovae.pairs.bayesian_decoder import BayesianDecoderVAE
 from pyrovae.pairs.conditional import ConditionalVAE
 from pyrovae.pairs.hierarchical import HierarchicalVAE
+from pyrovae.pairs.mixture import MixtureVAE
+from pyrovae.pairs.semi_supervised import SemiSupervisedVAE
 from pyrovae.pairs.sequence import SequenceVAE
 from pyrovae.pairs.vae import VAE
 
@@ -26,6 +28,8 @@ PAIRS: dict[str, type[Pair]] = {
         HierarchicalVAE,
         SequenceVAE,
         BayesianDecoderVAE,
+        SemiSupervisedVAE,
+        MixtureVAE,
     )
 }
 

@@ -24,14 +24,14 @@ from pyrovae.pairs.sequence_parts import (
 
 
 class SequenceVAE(Pair):
-    """A deep Markov model of series x (N, T, ...), with a structured guide; sites "z_1", "z_2", ...
+    """p(x, z) = p(z_1) prod_t p(z_t|z_{t-1}) p(x_t|z_t): a deep Markov model of series (N, T, ...).
 
         model:  z_1 ~ prior(),  z_t ~ transition(z_{t-1}),  x_t ~ likelihood(z_t)
         guide:  h = encoder(x),  z_t ~ posterior(z_{t-1}, h_t),  z_0 = 0
 
-    within the plate "data", of series. Krishnan, Shalit & Sontag (2017): the true posterior of z_t
-    depends on z_{t-1} and x_t, ..., x_T alone, so an encoder that runs from the end back loses
-    nothing by its structure.
+    within the plate "data", of series; the sites are "z_1", "z_2", ..., "x". Krishnan, Shalit &
+    Sontag (2017): the true posterior of z_t depends on z_{t-1} and x_t, ..., x_T alone, so an
+    encoder that runs from the end back loses nothing by its structure.
 
     Series may differ in length: they are padded to T steps, and the context is their lengths, whole
     numbers (N,). Latents and data beyond the end are masked, so what stands there has no influence

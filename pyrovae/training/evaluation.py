@@ -27,6 +27,7 @@ from pyrovae.evidence.annealed import Settings
 from pyrovae.pairs.base import Pair
 from pyrovae.pairs.names import by_name
 from pyrovae.training import rundir
+from pyrovae.training.batches import Batch
 from pyrovae.training.sources import Rows, context_of_samples, kept, rows_of
 from pyrovae.training.sources import load_data as load_data
 from pyrovae.training.support import measure
@@ -126,14 +127,14 @@ def draw(run: Path, n: int, seed: int = 0) -> Tensor:
 
 
 def figures(
-    each: Mapping[str, Tensor], vae: Pair, data: datasets.Data, x: Tensor
+    each: Mapping[str, Tensor], vae: Pair, data: datasets.Data, x: Tensor, c: Batch = ()
 ) -> dict[str, Any]:
     """Return mean figures of what was found for each datum.
 
     Keys: `elbo`, `reconstruction`, `kl` and `log_evidence`, in nats per datum, each with its `_se`
     (standard deviation over the data / sqrt(n)); `n`; `measure`, whether log p(x) is of a "mass" or
     a "density", or which columns are the one; `units` of x in it, "original", or "unit" for levels
-    scaled to [0, 1]; `context`, "labels" where the pair takes them, else None; `bits_per_dim` =
+    scaled to [0, 1]; `context`, "labels" where the pair is given any, else None; `bits_per_dim` =
     -log_evidence / (D ln 2) for a mass, for a density of dequantised data log2(levels) more, and
     otherwise None with `bits_per_dim_reason`. D counts observed entries alone.
 
@@ -142,6 +143,7 @@ def figures(
         vae: the pair.
         data: where x is from.
         x: the data (N, *data_shape).
+        c: their context; labels, if there are any, are its last, -1 for one that is unknown.
     """
     found: dict[str, Any] = {}
     for name in ("elbo", "reconstruction", "kl", "log_evidence"):
@@ -152,7 +154,8 @@ def figures(
     kind = measure(vae.likelihood)
     found |= {"bits_per_dim": None, "n": n, "measure": kind}
     found["units"] = "unit" if data.scaled else "original"
-    found["context"] = "labels" if vae.takes_labels else None
+    told = vae.takes_labels and any(bool((labels >= 0).any()) for labels in c[-1:])
+    found["context"] = "labels" if told else None
     dimensions = float((~x.isnan()).sum()) / n
     bits = -found["log_evidence"] / (dimensions * math.log(2)) if dimensions else None
     if kind == "mass":
@@ -236,7 +239,7 @@ def measured(
             "log_evidence": torch.cat([e.log_evidence for e in exactly]).cpu() + gain,
             "error": torch.cat([_error(e) for e in exactly]).cpu(),
         }
-    found = {"split": split} | figures(each, vae, data, x)
+    found = {"split": split} | figures(each, vae, data, x, rows.c)
     found |= {"num_particles": num_particles, "seed": seed, "sha256": rows.sha256}
     if exactly:
         found |= _compared(each, getattr(exactly[0], "method", "ais"))

@@ -5,12 +5,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from cases.base import LATENT, SHAPE
 from pyrovae import VAE, build
-from pyrovae.pairs import BayesianDecoderVAE, ConditionalVAE, HierarchicalVAE, SequenceVAE
+from pyrovae.pairs import (
+    BayesianDecoderVAE,
+    ConditionalVAE,
+    HierarchicalVAE,
+    MixtureVAE,
+    SemiSupervisedVAE,
+    SequenceVAE,
+)
 from pyrovae.pairs.base import Pair
 from pyrovae.pairs.names import hyphenated
 
@@ -109,5 +116,26 @@ PAIRS = [
         },
         name="last-layer",
         command=("--pair-option", "layers=last"),
+    ),
+    PairCase(
+        SemiSupervisedVAE,
+        {"pair_options": {"num_classes": 3}},
+        batch=lambda: (bits(), torch.arange(ROWS) % 4 - 1),
+        objective=TraceEnum_ELBO,
+        command=("--objective", "trace-enum", "--pair-option", "labelled=100"),
+    ),
+    PairCase(
+        SemiSupervisedVAE,
+        {"pair_options": {"num_classes": 3, "classifier": "straight-through"}},
+        batch=lambda: (bits(), torch.arange(ROWS) % 4 - 1),
+        objective=Trace_ELBO,
+        name="straight-through",
+        command=("--objective", "trace", "--pair-option", "classifier=straight-through"),
+    ),
+    PairCase(
+        MixtureVAE,
+        {"pair_options": {"num_components": 3}},
+        objective=TraceEnum_ELBO,
+        command=("--objective", "trace-enum"),
     ),
 ]
