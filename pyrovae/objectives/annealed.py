@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.objectives.base import Estimate, Objective, check_count, check_range
-from pyrovae.objectives.divided import mean_kl
+from pyrovae.objectives.divided import batch_mean, counted, divided_kl, one_draw
 from pyrovae.objectives.scaling import with_beta
 from pyrovae.objectives.schedules import Constant, Schedule
 
@@ -27,14 +27,16 @@ class Clock:
         self.epoch: float | None = None
 
     def read(self) -> float:
-        """Return the time of this step; one with gradients moves the clock on."""
-        time = self.steps / self.steps_per_epoch if self.epoch is None else self.epoch
+        """Return the time of this step; one with gradients moves a clock of its own on."""
+        if self.epoch is not None:
+            return self.epoch
+        time = self.steps / self.steps_per_epoch
         self.steps += torch.is_grad_enabled()
         return time
 
 
 class BetaELBO(pyro.infer.ELBO):
-    """E_q[log p(x|z)] - beta schedule(t) KL(q(z|x) || p(z)).
+    """L = E_q[log p(x|z)] - beta schedule(t) KL(q(z|x) || p(z)).
 
     Higgins et al. (2017) for beta > 1; warm-ups by a schedule. t is in epochs where `fit` trains
     (a schedule moves at every step), in steps of Pyro's SVI otherwise. The factor multiplies the
@@ -103,17 +105,24 @@ class BetaELBO(pyro.infer.ELBO):
 
 
 class Capacity(Objective):
-    """E_q[log p(x|z)] - gamma |KL - C(t)|, KL the batch's mean, C(t) = capacity schedule(t).
+    """L = E_q[log p(x|z)] - gamma |KL - C(t)|, KL the batch's mean, C(t) = capacity schedule(t).
 
-    Burgess et al. (2018), eq. 8: the KL is held to a capacity that grows as training goes on. The
-    KL is a mean over the batch: |mean - C| is no more than the mean of |KL_n - C|, and depends on
-    the batch's size.
+    Burgess et al. (2018): the KL is held to a capacity that grows as training goes on. By Jensen's
+    inequality the mean of |KL - C| over batches is no less than |KL - C| of all data, and no more
+    than the mean of |KL_n - C|: the smaller the batch, the larger the penalty.
+
+    The KL sums over all sites; it is closed where one is registered, as in `FreeBits`, whose words
+    on masks, scales and bottom-up guides hold here too.
 
     Args:
         gamma: >= 0.
         capacity: C in the end, in nats a datum, >= 0.
         schedule: as in `BetaELBO`.
         steps_per_epoch: as there.
+
+    Raises:
+        ValueError: an argument out of its range; on use, draws of the guide without a gradient, or
+            latents of the guide alone.
     """
 
     couples_batch = True
@@ -134,7 +143,10 @@ class Capacity(Objective):
 
     def estimate(self, model: Callable, guide: Callable, x: Tensor, *c: Tensor) -> Estimate:
         """Return the objective by datum. Arguments and errors: see `Objective`."""
-        likelihood, kl, scale = mean_kl(model, guide, x, c, per="site")
+        found = one_draw("Capacity", model, guide, x, *c)
+        kl = torch.stack([divided_kl(latent, "site")[:, 0] for latent in found.latents], 1)
+        counts = torch.stack([counted(latent) for latent in found.latents], 1).any(1)
+        mean = batch_mean(kl.sum(1, keepdim=True), counts.unsqueeze(1), found.scale)
         capacity = self.capacity * self.schedule(self.clock.read())
-        value = likelihood - self.gamma * (kl.sum() - capacity).abs()
-        return Estimate(value, value, scale)
+        value = found.log_likelihood[0] - counts * self.gamma * (mean - capacity).abs()
+        return Estimate(value, value, found.scale)

@@ -1,36 +1,55 @@
 """The KL of a batch divided by latent number or by site; free bits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrovae.distributions import factors, kind
-from pyrovae.importance import Latent, particles
+from pyrovae.importance import Latent, Particles, particles
 from pyrovae.importance.differentiable import Scale
 from pyrovae.objectives.base import Estimate, Objective, check_range
 
 
-def mean_kl(
-    model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor], per: str
-) -> tuple[Tensor, Tensor, Scale]:
-    """Return log p(x|z) by datum (N,), the batch's mean KL by group (G,), and the data's scale.
-
-    A group is a latent number, or a site with all its numbers. The KL is closed where one is
-    registered, and log q(z|x) - log p(z) at the draw otherwise; the site's scale (beta) and mask
-    are in it.
+def one_draw(objective: str, model: Callable, guide: Callable, x: Tensor, *c: Tensor) -> Particles:
+    """Draw z ~ q(z|x) once a datum, with its gradient; arguments as of `importance.particles`.
 
     Raises:
-        ValueError: no valid pair, or by number where q or p is no product.
+        ValueError: no valid pair; no latents; draws without a gradient; latents of the guide alone.
     """
     found = particles(model, guide, x, *c)
-    groups = torch.cat([kl_by_group(latent, per, len(x)).mean(0) for latent in found.latents])
-    return found.log_likelihood[0], groups, found.scale
+    if not found.crossed:
+        raise ValueError(f"{objective} expected a latent site; got a guide without any")
+    if found.log_score is not None:
+        raise ValueError(
+            f"{objective} expected draws with a gradient (rsample) at every site; got one without: "
+            "take Trace_ELBO (--objective trace) or IWAE, which have the score function's, or a "
+            "guide such as straight-through or gumbel-softmax"
+        )
+    if len(found.crossed) != len(found.latents):
+        raise ValueError(
+            f"{objective} expected every latent of the guide in the model too; got auxiliary ones, "
+            "which no KL divides by: take Trace_ELBO or IWAE"
+        )
+    return found
 
 
-def kl_by_group(latent: Latent, per: str, n: int) -> Tensor:
-    """Return the KL of a site's groups, (N, G)."""
+def counted(latent: Latent) -> Tensor:
+    """Return whether a datum has the latent, by its mask, (N,), bool."""
+    mask = True if latent.mask is None else latent.mask
+    return torch.as_tensor(mask, device=latent.value.device).expand(len(latent.value))
+
+
+def divided_kl(latent: Latent, per: str) -> Tensor:
+    """Return KL(q(z|x) || p(z)) of a site by datum and group, (N, G), 0 where it is masked.
+
+    A group is a latent number ("dimension"), or all of them ("site"). The KL is closed where one is
+    registered, and log q(z|x) - log p(z) at the draw otherwise; the site's scale (beta) is in it.
+
+    Raises:
+        ValueError: by number, where q or p is no product.
+    """
     q, p = latent.guide, latent.model
     if per == "dimension":
         q, p = factors(q), factors(p)
@@ -44,24 +63,40 @@ def kl_by_group(latent: Latent, per: str, n: int) -> Tensor:
         kl = kl_divergence(q, p)
     except NotImplementedError:
         kl = q.log_prob(latent.value) - p.log_prob(latent.value)
-    kl = kl.reshape(n, -1)
-    if latent.mask is not None:
-        kl = torch.where(torch.as_tensor(latent.mask).reshape(-1, 1), kl, 0.0)
-    scale = latent.scale
-    return kl * (scale.reshape(-1, 1) if isinstance(scale, Tensor) and scale.dim() else scale)
+    kl = kl.reshape(len(latent.value), -1) * _column(latent.scale, kl)
+    return kl if latent.mask is None else torch.where(counted(latent).unsqueeze(1), kl, 0.0)
+
+
+def batch_mean(kl: Tensor, counts: Tensor, scale: Scale) -> Tensor:
+    """Return the mean over the data that count, each as much as its scale, (N, G) -> (G,)."""
+    weight = counts * _column(scale, kl)
+    return (weight * kl).sum(0) / weight.sum(0).clamp(min=torch.finfo(kl.dtype).tiny)
+
+
+def _column(scale: Scale, like: Tensor) -> Tensor:
+    """Return a scale as (N, 1), or (1, 1) where it is one for all."""
+    return torch.as_tensor(scale, dtype=like.dtype, device=like.device).reshape(-1, 1)
 
 
 class FreeBits(Objective):
-    """E_q[log p(x|z)] - sum_g max(nats, KL_g), KL_g the batch's mean KL of group g.
+    """L = E_q[log p(x|z)] - sum_g max(nats, KL_g), KL_g the batch's mean KL of group g.
 
     Kingma et al. (2016), eq. 15: what a group tells of its datum is free up to so many nats, and
     has no gradient there, so that none collapses at the start. By Jensen's inequality the mean of
     max over batches is no less than the max over all data: the smaller the batch, the larger the
     penalty.
 
+    The mean is over the data that have the group (masks), each as much as its scale, and the
+    penalty is theirs alone. The KL is closed where one is registered, and then must not move with
+    what the guide draws later, bottom-up: `fit` refuses such a pair, Pyro's SVI does not.
+
     Args:
         nats: lambda, of each group, >= 0; at 0 this is the ELBO (KLs in closed form are >= 0).
         per: "dimension", each latent number a group, where q and p are products; or "site".
+
+    Raises:
+        ValueError: an argument out of its range; on use, draws of the guide without a gradient,
+            latents of the guide alone, or a group by number of what is no product.
     """
 
     couples_batch = True
@@ -76,6 +111,10 @@ class FreeBits(Objective):
 
     def estimate(self, model: Callable, guide: Callable, x: Tensor, *c: Tensor) -> Estimate:
         """Return the objective by datum. Arguments and errors: see `Objective`."""
-        likelihood, kl, scale = mean_kl(model, guide, x, c, self.per)
-        value = likelihood - kl.clamp(min=self.nats).sum()
-        return Estimate(value, value, scale)
+        found = one_draw("FreeBits", model, guide, x, *c)
+        value = found.log_likelihood[0]
+        for latent in found.latents:
+            counts = counted(latent).unsqueeze(1)
+            kl = batch_mean(divided_kl(latent, self.per), counts, found.scale)
+            value = value - (counts * kl.clamp(min=self.nats)).sum(1)
+        return Estimate(value, value, found.scale)

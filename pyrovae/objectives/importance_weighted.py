@@ -149,7 +149,7 @@ class MIWAE(MultiSample):
 
 
 class PIWAE(MIWAE):
-    """The model ascends IWAE's L_(MK), the guide MIWAE's L_(M,K), of the same M K draws.
+    """L_(MK) of M K draws for the model, L_(M,K) = (1/M) sum_m L_K of the same for the guide.
 
     Rainforth et al. (2018), who call it PIWAE, "partially": a tight bound for the model, whose
     gradient gains by it, and a looser one for the guide, whose gradient loses by it. What is the

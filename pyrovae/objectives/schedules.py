@@ -11,7 +11,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def __call__(self, t: float) -> float:
-        """Return the factor at time t >= 0."""
+        """Return the factor at time t >= 0; at infinity, the end of every schedule, 1."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,17 @@ class Cyclic(Schedule):
             raise ValueError(f"expected rise in (0, 1]; got {self.rise!r}")
 
     def __call__(self, t: float) -> float:
-        """Return the factor within the cycle."""
+        """Return the factor within the cycle; at infinity, that at its end."""
+        if math.isinf(t):
+            return 1.0
         return min(1.0, (t % self.length) / (self.rise * self.length))
 
 
 @dataclass(frozen=True)
 class Sigmoid(Schedule):
     """1 / (1 + exp(-steepness (t / length - 1/2))): a logistic warm-up (Bowman et al. 2016).
+
+    It nears 1 and is never there.
 
     Attributes:
         length: twice the time at which it is 1/2, > 0.

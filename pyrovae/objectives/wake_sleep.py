@@ -10,9 +10,9 @@ from pyrovae.objectives.importance_weighted import log_mean_exp
 
 
 class ReweightedWakeSleep(Objective):
-    """Model and guide ascend sum_k v_k log p(x, z_k) and sum_k v_k log q(z_k|x), z_k held fixed.
+    """L_K, by gradients sum_k v_k grad log p(x, z_k) and sum_k v_k grad log q(z_k|x), v = w/sum w.
 
-    Bornschein & Bengio (2015), v_k = w_k / sum_j w_j by datum: the model's gradient is IWAE's, the
+    Bornschein & Bengio (2015), z_k held fixed, v_k by datum: the model's gradient is IWAE's, the
     guide's that of -KL(p(z|x) || q(z|x)) by self-normalised weights (wake phase), or of
     E_p(x, z) log q(z|x) on the model's own draws (sleep phase), or a mixture. No draw needs a
     gradient, so discrete latents do. The value is IWAE's bound. Pyro's function of the name sums

@@ -50,7 +50,7 @@ OBJECTIVES = [
     ObjectiveCase(
         lambda: o.FreeBits(per="site"), sums=False, at_elbo=lambda: o.FreeBits(0.0, per="site")
     ),
-    ObjectiveCase(o.Capacity, sums=False, at_elbo=lambda: o.Capacity(1.0, 0.0)),
+    ObjectiveCase(lambda: o.Capacity(1.0, 0.5), sums=False, at_elbo=lambda: o.Capacity(1.0, 0.0)),
     ObjectiveCase(o.BetaTC, sums=False, at_elbo=lambda: o.BetaTC(1.0)),
     ObjectiveCase(o.InfoVAE, sums=False, bounds=False, at_elbo=lambda: o.InfoVAE(0.0, 1.0)),
     ObjectiveCase(o.MMD, sums=False, bounds=False),
