@@ -168,7 +168,7 @@ def test_objectives_by_name(name, cls):
 
 
 def test_unknown_objective_lists_the_known():
-    with pytest.raises(ValueError, match="one of manual, trace, .*; got 'elbow'"):
+    with pytest.raises(ValueError, match="one of beta, .*, manual, .*, trace, .*; got 'elbow'"):
         by_objective_name("elbow")
 
 

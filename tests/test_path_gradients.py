@@ -161,7 +161,7 @@ def test_stl_has_no_variance_at_the_exact_posterior():
 
 @pytest.mark.parametrize(
     ("ks", "num_draws"),
-    [((1, 8, 64), 250), pytest.param((1, 4, 16, 64, 256), 4000, marks=pytest.mark.slow)],
+    [((1, 8, 64), 250), pytest.param((1, 4, 16, 64), 2000, marks=pytest.mark.slow)],
 )
 def test_dreg_mends_the_signal_that_iwae_drowns(ks, num_draws, capsys):
     """Fitted slopes of log SNR over log K: about -1/2 for IWAE's guide, and 1/2 for DReG's."""

@@ -126,7 +126,7 @@ def test_beta_is_with_beta_around_pyros_elbo(kl, engine, beta, num_particles):
 
 
 def test_the_score_functions_gradient_of_beta_is_exact_in_the_mean():
-    """One-hot z of 3 categories: the sum over them against 20,000 draws of each datum."""
+    """One-hot z of 3 categories: the sum over them against 30,000 draws of each datum."""
     vae = build(data_shape=(4,), latent_dim=3, prior="one-hot-categorical", hidden=(5,), seed=3,
                 posterior="one-hot-categorical").double()  # fmt: skip
     x, beta = small()[1][:4].double(), 3.0
@@ -139,7 +139,7 @@ def test_the_score_functions_gradient_of_beta_is_exact_in_the_mean():
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(exact, weights)])
     found = {3.0: [], 1.0: []}
     for factor, rows in found.items():
-        for seed in range(40):
+        for seed in range(60):
             vae.zero_grad(set_to_none=True)
             with seeded(seed):
                 BetaELBO(factor, kl="sampled").loss_and_grads(
@@ -149,9 +149,9 @@ def test_the_score_functions_gradient_of_beta_is_exact_in_the_mean():
 
     def distance(rows):
         rows = torch.stack(rows)
-        return ((rows.mean(0) - expected).abs() / (rows.std(0) / 40**0.5 + 1e-9)).max()
+        return ((rows.mean(0) - expected).abs() / (rows.std(0) / 60**0.5 + 1e-9)).max()
 
-    assert distance(found[3.0]) < 5  # of some 80 numbers, t with 39 degrees of freedom: p < 1e-3
+    assert distance(found[3.0]) < 5  # of 87 numbers, t with 59 degrees of freedom: p < 5e-4
     assert distance(found[1.0]) > 20  # negative control
 
 
@@ -308,3 +308,46 @@ def test_what_the_command_line_cannot_make(option, message, tmp_path):
     words = ["train", "--objective", "beta", "--objective-option", option, "--run", tmp_path / "r"]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+
+
+# fit's validation, and what it leaves behind
+
+
+def test_validation_is_at_the_end_of_a_schedule():
+    """Or a capacity that grows would make later epochs seem worse, and keep the first weights."""
+    vae, x = small()
+    objective = Capacity(50.0, 2.0, Linear(3.0))
+    history = fit(vae.model, vae.guide, x, objective=objective, epochs=1, validation=x)
+    vae.eval()
+    losses = []
+    for schedule in (Constant(), Linear(3.0)):  # the second is the negative control: t = 0
+        with seeded(0):
+            losses.append(Capacity(50.0, 2.0, schedule).loss(vae.model, vae.guide, x) / 20)
+    assert history["validation_loss"] == [pytest.approx(losses[0], rel=1e-6)]
+    assert losses[1] != pytest.approx(losses[0], rel=1e-3)
+    history = fit(vae.model, vae.guide, x, objective=objective, epochs=6, lr=0.01, validation=x)
+    assert history.best_epoch == 6
+
+
+def test_validation_may_have_more_data_than_training():
+    vae, x = small()
+    history = fit(vae.model, vae.guide, x[:8], objective=BetaTC(), epochs=1, validation=x)
+    vae.eval()
+    with seeded(0):
+        expected = BetaTC(num_data=20).loss(vae.model, vae.guide, x) / 20
+    assert history["validation_loss"] == [pytest.approx(expected, rel=1e-6)]
+
+
+def test_the_best_epoch_under_a_sigmoid_is_not_the_last_by_force():
+    vae, x = small()
+    losses = fit(vae.model, vae.guide, x, objective=BetaELBO(1.0, Sigmoid(1.0, 12.0)), epochs=8,
+                 lr=0.3, validation=1 - x)  # fmt: skip
+    found = losses["validation_loss"]
+    assert found.index(min(found[1:])) != 7  # else it would show nothing
+    assert losses.best_epoch == 1 + found.index(min(found[1:]))
+
+
+def test_fit_does_not_move_the_objectives_own_clock():
+    objective = Capacity(2.0, 3.0, Linear(2.0))
+    weights_after(objective, validation=small()[1])
+    assert objective.clock.steps == 0

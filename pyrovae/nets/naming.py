@@ -17,7 +17,8 @@ def normalised(name: str) -> str:
 def hyphenated(name: str) -> str:
     """Return a class's name as the command line has it: VampPrior -> vamp-prior, DReG -> dreg."""
     name = name.removesuffix("_ELBO").removesuffix("ELBO").replace("_", "-")
-    return re.sub(r"(?<=[a-z]{2})(?=[A-Z])", "-", name).lower()
+    acronym = name[:2].isupper()
+    return (name if acronym else re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name)).lower()
 
 
 def by_name(kind: str, name: str, choices: Mapping[str, Any]) -> Any:

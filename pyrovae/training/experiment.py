@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from pyrovae import data as datasets
@@ -245,6 +245,8 @@ def _objective(name: str, options: Mapping[str, Any]) -> ELBO:
     particles = given.get("num_particles", 1)  # which Pyro's own do not check
     if not isinstance(particles, int) or particles < 1:
         raise ValueError(f"expected num_particles to be a positive whole number; got {particles!r}")
+    if chosen is TraceEnum_ELBO:
+        given.setdefault("max_plate_nesting", 1)  # the data's; Pyro would guess it, and say so
     return chosen(**given)
 
 

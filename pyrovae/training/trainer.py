@@ -39,6 +39,7 @@ LOG = logging.getLogger(__name__)
 Beta = float | Callable[[int], float]
 Callback = Callable[[int, Mapping[str, float | None]], None]
 
+NEARLY = 0.01  # of the last epoch's beta: sigmoids come near it, and are never there
 TERMS_ROWS = 2000  # training rows that the terms are measured on where there is no validation
 MODULE_DIVIDER = "$$$"  # what Pyro puts between a module's name and its parameter's
 
@@ -134,7 +135,7 @@ def fit(
         _training(found), pair.own_store(),
     ):  # fmt: skip
         data = Epochs(source(train, found), transform, seed, batch_size)
-        stack.enter_context(_told(objective, len(data.rows)))
+        stack.enter_context(pair.told(len(data.rows), 0.0))
         held_out = None if validation is None else source(validation, found)
         pair.check(data, held_out)
         batch = next(data.epoch(0))
@@ -184,21 +185,6 @@ def _factor(objective: ELBO, beta: Beta | None) -> Callable[[float], float]:
     return lambda t: float(given(int(t)) if callable(given) else given)
 
 
-@contextlib.contextmanager
-def _told(objective: ELBO, num_data: int) -> Iterator[None]:
-    """Tell an objective that asks how many data there are; its clock is its own afterwards."""
-    asks = getattr(objective, "num_data", num_data) is None
-    if asks:
-        objective.num_data = num_data
-    try:
-        yield
-    finally:
-        if asks:
-            objective.num_data = None
-        if hasattr(objective, "clock"):
-            objective.clock.epoch = None
-
-
 def _config(model: Any) -> dict[str, Any] | None:
     return getattr(getattr(model, "__self__", None), "config", None)
 
@@ -229,6 +215,7 @@ class _Pair:
         self.theirs: dict[str, Tensor] = {}
         self.valid = False
         self.compiled: CompiledStep | None = None
+        self.asks = getattr(objective, "num_data", 0) is None  # how many data there are
         self._sizes: dict[int, int] = {}
 
     def check(self, data: Epochs, held_out: Source | None) -> None:
@@ -262,6 +249,26 @@ class _Pair:
             problem = analytic_kl_problem(self.model, self.guide, *batch, modules=self.modules)
             if problem is not None:
                 raise ValueError(problem)
+
+    @contextlib.contextmanager
+    def told(self, num_data: int, time: float) -> Iterator[None]:
+        """Tell the objective how many data there are, if it asks, and the time by its clock.
+
+        Both are as they were afterwards.
+        """
+        clock = getattr(self.objective, "clock", None)
+        before = getattr(self.objective, "num_data", None), getattr(clock, "epoch", None)
+        if self.asks:
+            self.objective.num_data = num_data
+        if clock is not None:
+            clock.epoch = time
+        try:
+            yield
+        finally:
+            if self.asks:
+                self.objective.num_data = before[0]
+            if clock is not None:
+                clock.epoch = before[1]
 
     @contextlib.contextmanager
     def own_store(self) -> Iterator[None]:
@@ -358,9 +365,15 @@ class _Pair:
         return float(loss)
 
     def loss(self, rows: Source) -> float:
-        """Return the objective at beta = 1, a mean per datum, with the same noise every time."""
+        """Return the objective at beta = 1, a mean per datum, with the same noise every time.
+
+        Schedules are at their end: under a capacity that grows, say, later epochs would seem worse.
+        """
         total = 0.0
-        with torch.no_grad(), seeded(0), evaluating(*self.modules), self._at(1.0) as pair:
+        with (
+            torch.no_grad(), seeded(0), evaluating(*self.modules), self.told(len(rows), math.inf),
+            self._at(1.0) as pair,
+        ):  # fmt: skip
             for batch in rows.batches(EVALUATION_ROWS):
                 loss = self.objective.loss(*pair, *batch) / self.plate_size(batch)
                 total += float(loss) * len(batch[0])
@@ -455,7 +468,7 @@ def _run(
         for callback in callbacks:
             callback(epoch + 1, record)
         history.best_epoch = epoch + 1
-        if validation_loss is None or betas[epoch] != betas[-1]:
+        if validation_loss is None or abs(betas[epoch] - betas[-1]) > NEARLY * betas[-1]:
             return False
         if validation_loss < best_loss:
             best_loss, best_state, waited = validation_loss, (epoch + 1, pair.state()), 0
