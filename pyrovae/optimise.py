@@ -51,8 +51,8 @@ def warm_up(progress: float, share: float = 0.05) -> float:
     """Return min(1, t / share): the learning rate rises over the first part of training.
 
     Example:
-        >>> warm_up(0.01), warm_up(0.5)
-        (0.2, 1.0)
+        >>> warm_up(0.0125), warm_up(0.5)
+        (0.25, 1.0)
     """
     return min(1.0, progress / share)
 
