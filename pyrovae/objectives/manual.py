@@ -4,13 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.infer
-import torch
-from pyro.infer.util import torch_item
-from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyrovae.objectives.base import Estimate, Objective, check_count
 from pyrovae.pairs.vae import VAE
 
 
@@ -29,7 +26,7 @@ class ELBOTerms:
     elbo: Tensor
 
 
-class ManualELBO(pyro.infer.Trace_ELBO):
+class ManualELBO(Objective):
     """The ELBO written from a VAE's parts: -KL(q(z|x) || p(z)) + E_q[log p(x|z)].
 
     Kingma & Welling (2014), eq. 3. No Pyro tracing: the parts are found through `model.__self__`.
@@ -47,6 +44,7 @@ class ManualELBO(pyro.infer.Trace_ELBO):
             posterior without `rsample`.
 
     Example:
+        >>> import torch
         >>> from pyrovae import build
         >>> vae = build(data_shape=(4,), latent_dim=2)
         >>> ManualELBO(num_particles=5).terms(vae.model, vae.guide, torch.ones(3, 4)).kl.shape
@@ -54,10 +52,7 @@ class ManualELBO(pyro.infer.Trace_ELBO):
     """
 
     def __init__(self, num_particles: int = 1, kl: str = "analytic", beta: float = 1.0) -> None:
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(
-                f"expected num_particles to be a positive whole number; got {num_particles!r}"
-            )
+        check_count(num_particles=num_particles)
         if kl not in ("analytic", "sampled"):
             raise ValueError(f"expected kl to be 'analytic' or 'sampled'; got {kl!r}")
         super().__init__(num_particles=num_particles)
@@ -95,22 +90,10 @@ class ManualELBO(pyro.infer.Trace_ELBO):
                 pass  # none is registered: sampled
         return (q.log_prob(z) - p.log_prob(z)).mean(0)
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Tensor) -> Tensor:
-        """Return -sum of the ELBO over the batch."""
-        loss = -self.terms(model, guide, *args).elbo.sum()
-        warn_if_nan(loss, "loss")
-        return loss
-
-    def loss(self, model: Callable, guide: Callable, *args: Tensor) -> float:
-        """Return the differentiable loss as a number."""
-        with torch.no_grad():
-            return torch_item(self.differentiable_loss(model, guide, *args))
-
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Tensor) -> float:
-        """Return the loss as a number, and leave its gradient in the parameters' `.grad`."""
-        loss = self.differentiable_loss(model, guide, *args)
-        loss.backward(retain_graph=self.retain_graph)
-        return torch_item(loss)
+    def estimate(self, model: Callable, guide: Callable, x: Tensor, *c: Tensor) -> Estimate:
+        """Return the ELBO of each datum. Arguments and errors: see `terms`."""
+        elbo = self.terms(model, guide, x, *c).elbo
+        return Estimate(elbo, elbo)
 
 
 def _parts(model: Any, guide: Any) -> VAE:
