@@ -16,7 +16,8 @@ from pyrovae.optimise import descend
 def test_a_run_is_written_and_loaded(tmp_path):
     run = tmp_path / "a"
     vae, history = fitted(run=run)
-    assert {p.name for p in run.iterdir()} == {"config.json", "history.csv", "model.safetensors"}
+    left = {"checkpoints", "config.json", "history.csv", "model.safetensors"}
+    assert {p.name for p in run.iterdir()} == left
     again = load(run)
     assert torch.equal(weights(again), weights(vae))
     before = weights(again)

@@ -15,7 +15,7 @@ from pyrovae.data import binarize
 from pyrovae.importance import log_terms
 from pyrovae.objectives import ManualELBO
 from pyrovae.optimise import cosine
-from pyrovae.training import trainer
+from pyrovae.training import trainee
 
 X = (torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) > 0.3).float()
 
@@ -185,7 +185,7 @@ def test_validation_batches_are_weighed_by_their_rows(monkeypatch):
     vae.likelihood.start_at_mean(torch.full((9, 4), 0.01))
     losses = []
     for rows in (40, 1024):  # in batches of 40 and 10, and in one
-        monkeypatch.setattr(trainer, "EVALUATION_ROWS", rows)
+        monkeypatch.setattr(trainee, "EVALUATION_ROWS", rows)
         options = {"epochs": 1, "lr": 1e-12, "optimizer": sgd, "validation": x}
         losses.append(fit(vae.model, vae.guide, x, **options)["validation_loss"][0])
     assert losses[0] == pytest.approx(losses[1], rel=0.1)  # unweighted: 2.5 times as much

@@ -7,6 +7,7 @@ with `.to_event`; the same latent sites on both sides; and row n of both depends
 `c` alone.
 """
 
+from pyrovae.importance.blame import not_finite
 from pyrovae.importance.dependence import analytic_kl_problem
 from pyrovae.importance.differentiable import Latent, Particles, particles, simulated
 from pyrovae.importance.draws import Draws, posterior_draws, prior_draws
@@ -51,6 +52,7 @@ __all__ = [
     "log_joint",
     "log_terms",
     "log_weights",
+    "not_finite",
     "particles",
     "posterior_draws",
     "prior_draws",

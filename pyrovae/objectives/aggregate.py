@@ -11,6 +11,7 @@ from pyrovae.distributions import factors, kind
 from pyrovae.importance import Latent, Particles
 from pyrovae.objectives.base import Estimate, Objective, check_count, check_range
 from pyrovae.objectives.divided import counted, divided_kl, one_draw
+from pyrovae.objectives.joined import joined, own
 
 INFINITY = float("inf")
 
@@ -31,15 +32,20 @@ def _one_latent(found: Particles, objective: str) -> Latent:
     return latent
 
 
-def _rows(latent: Latent, objective: str) -> Any:
+def _rows(latent: Latent) -> Any:
     """Return an index of the data that have the latent, by its mask."""
-    rows = slice(None) if latent.mask is None else counted(latent).nonzero()[:, 0]
-    if len(latent.value[rows]) < 2:
+    return slice(None) if latent.mask is None else counted(latent).nonzero()[:, 0]
+
+
+def _every(t: Tensor, objective: str) -> Tensor:
+    """Return a batch's rows, of all processes where several share it: two at least."""
+    found = joined(t)
+    if len(found) < 2:
         raise ValueError(
             f"{objective} expected at least two data in a batch; got one: take another batch_size, "
             "which leaves no single datum for the last batch"
         )
-    return rows
+    return found
 
 
 class BetaTC(Objective):
@@ -102,7 +108,7 @@ class BetaTC(Objective):
         terms = self.decomposed(found)
         penalty = sum(f * t for f, t in zip(self.factors, terms, strict=True))
         value = found.log_likelihood[0].clone()
-        value[_rows(latent, "BetaTC")] -= latent.scale * penalty
+        value[_rows(latent)] -= latent.scale * penalty
         return Estimate(value, value, found.scale)
 
     def decomposed(self, found: Particles) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,13 +128,14 @@ class BetaTC(Objective):
                 f"distributions, .to_event; got {kind(latent.guide)}: take InfoVAE, which needs "
                 "draws alone"
             )
-        rows, n = _rows(latent, "BetaTC"), len(z)
-        log_q = q.log_prob(z.unsqueeze(1)).reshape(n, n, -1)  # z of row i under q of row j
+        rows, n = _rows(latent), len(z)
         log_own = q.log_prob(z).reshape(n, -1).sum(-1)[rows]
         log_prior = latent.model.log_prob(z).reshape(n)[rows]
-        log_q = log_q[rows][:, rows]
-        b = len(log_q)
-        weight = self._log_weights(b, round(self.num_data or b * found.plate_scale)).to(log_q)
+        every, ours = _every(z[rows], "BetaTC"), own(log_own)
+        log_q = q.log_prob(every.unsqueeze(1)).reshape(len(every), n, -1)[:, rows]
+        log_q = joined(log_q.transpose(0, 1)).transpose(0, 1)[ours]  # z of row i under q of row j
+        b = len(every)
+        weight = self._log_weights(b, round(self.num_data or b * found.plate_scale)).to(log_q)[ours]
         log_joint = (weight + log_q.sum(-1)).logsumexp(1)
         log_product = (weight.unsqueeze(-1) + log_q).logsumexp(1).sum(-1)
         return log_own - log_joint, log_joint - log_product, log_product - log_prior
@@ -184,8 +191,10 @@ class InfoVAE(Objective):
         name = type(self).__name__
         found = one_draw(name, model, guide, x, *c)
         latent = _one_latent(found, name)
-        rows = _rows(latent, name)
-        z, prior = (t[rows].flatten(1) for t in (latent.value, _prior_draws(latent.model)))
+        rows = _rows(latent)
+        z, prior = (
+            _every(t[rows].flatten(1), name) for t in (latent.value, _prior_draws(latent.model))
+        )
         mmd = mmd2(z, prior, self.bandwidth, paired=bool(c))  # two of one c are no two at random
         value = found.log_likelihood[0].clone()
         value[rows] -= (self.alpha + self.weight - 1) * latent.scale * mmd

@@ -10,6 +10,7 @@ from pyrovae.distributions import factors, kind
 from pyrovae.importance import Latent, Particles, particles
 from pyrovae.importance.differentiable import Scale
 from pyrovae.objectives.base import Estimate, Objective, check_range
+from pyrovae.objectives.joined import batch_sum
 
 
 def one_draw(objective: str, model: Callable, guide: Callable, x: Tensor, *c: Tensor) -> Particles:
@@ -68,9 +69,13 @@ def divided_kl(latent: Latent, per: str) -> Tensor:
 
 
 def batch_mean(kl: Tensor, counts: Tensor, scale: Scale) -> Tensor:
-    """Return the mean over the data that count, each as much as its scale, (N, G) -> (G,)."""
+    """Return the mean over the data that count, each as much as its scale, (N, G) -> (G,).
+
+    Those of all processes, where several share a batch.
+    """
     weight = counts * _column(scale, kl)
-    return (weight * kl).sum(0) / weight.sum(0).clamp(min=torch.finfo(kl.dtype).tiny)
+    total, of = batch_sum((weight * kl).sum(0)), batch_sum(weight.sum(0))
+    return total / of.clamp(min=torch.finfo(kl.dtype).tiny)
 
 
 def _column(scale: Scale, like: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ from pyrovae.training.support import on_the_real_line
 
 OPTIONS = ("pair", "prior", "likelihood", "posterior", "net")  # each has --NAME and --NAME-option
 
-DEFAULTS = {"optimizer": "adam", "schedule": "constant"}  # of runs older than the choice
+DEFAULTS = {  # of runs older than the choice
+    "optimizer": "adam", "schedule": "constant", "compile": "auto", "nonfinite": "raise",
+}  # fmt: skip
+TRAINING = ("epochs", "batch_size", "lr", *DEFAULTS, "seed")
 
 
 def command(config: Mapping[str, Any], vae: Pair) -> str:
@@ -54,7 +57,7 @@ def command(config: Mapping[str, Any], vae: Pair) -> str:
                 words += [f"--{part}-option", f"{key}={_value(value)}"]
         words += ["--hidden", ",".join(map(str, build["hidden"]))]
         words += ["--latent-dim", build["latent_dim"], "--objective", training["objective"]]
-        for key in ("epochs", "batch_size", "lr", "optimizer", "schedule", "seed"):
+        for key in TRAINING:
             value = training.get(key, DEFAULTS[key]) if key in DEFAULTS else training[key]
             words += [f"--{key.replace('_', '-')}", value]
         if data.get("seed", training["seed"]) != training["seed"]:  # one of several seeds

@@ -26,7 +26,7 @@ from pyrovae.evidence import (
 from pyrovae.evidence.annealed import Settings
 from pyrovae.pairs.base import Pair
 from pyrovae.pairs.names import by_name
-from pyrovae.training import rundir
+from pyrovae.training import ranks, rundir
 from pyrovae.training.batches import Batch
 from pyrovae.training.sources import Rows, context_of_samples, kept, rows_of
 from pyrovae.training.sources import load_data as load_data
@@ -63,7 +63,7 @@ def evaluate(
     Where the run standardised its table, by the transform that it kept, ELBO, reconstruction and
     log p(x) are those of the table as it was. Of the run's own data the figures go to its
     `metrics.json` and those of each datum to `evaluation.safetensors`, which `compare` reads; of
-    new data nothing is written to the run.
+    new data nothing is written to the run. Started by torchrun, the processes share the data.
 
     Args:
         run: the directory.
@@ -98,14 +98,15 @@ def evaluate(
     if method is ais:
         say(f"ais: {Settings().cost(len(rows.x))}")
     options: dict[str, Any] = {"num_particles": num_particles, "seed": seed, "method": method}
-    if data is None:
-        found, each = record(Path(run), vae, rows, **options)
-    else:
-        found, each = measured(vae, rows, **options)
-        del found["split"]
-        found = {"data": str(data)} | found
-    if out is not None:
-        rundir.write_tensors(out, each)
+    with ranks.joined_up(None):
+        if data is None:
+            found, each = record(Path(run), vae, rows, **options)
+        else:
+            found, each = measured(vae, rows, **options)
+            del found["split"]
+            found = {"data": str(data)} | found
+        if out is not None and ranks.rank() == 0:
+            rundir.write_tensors(out, each)
     return found
 
 
@@ -180,8 +181,9 @@ def record(run: Path, vae: Pair, rows: Rows, **options: Any) -> tuple[dict[str, 
         **options: of `measured`, which says what is returned.
     """
     found, each = measured(vae, rows, **options)
-    rundir.write_tensors(run / "evaluation.safetensors", each)
-    rundir.write_json(run / "metrics.json", found)
+    if ranks.rank() == 0:
+        rundir.write_tensors(run / "evaluation.safetensors", each)
+        rundir.write_json(run / "metrics.json", found)
     return found, each
 
 
@@ -206,22 +208,23 @@ def measured(
         The figures, see `figures`, and what was found for each datum, (N,) each, by name.
     """
     data, split, x = rows.data, rows.split, rows.x
-    parts, exactly = [], []
+    done: list[tuple[int, Summary, Evidence | ExactEvidence | None]] = []
     fits = num_particles >= pareto.MIN_DRAWS
     chunks = list(zip(*(t.split(CHUNK) for t in (x, *rows.c)), strict=True))
-    bar = tqdm(chunks, unit_scale=CHUNK, unit="data", disable=None, leave=False)
+    mine = ranks.shared(list(enumerate(chunks)))
+    bar = tqdm(mine, unit_scale=CHUNK, unit="data", disable=None, leave=False)
     pair = vae.local
-    for i, chunk in enumerate(bar):
+    for i, chunk in bar:
         noise = seed * len(chunks) + i  # of each chunk its own, or their errors would add up
-        if method is not None:  # first: it may refuse
-            exactly.append(method(pair.model, pair.guide, *chunk))
-        parts.append(
-            summarise(
-                pair.model, pair.guide, *chunk,
-                num_particles=num_particles, seed=noise, with_khat=fits or method is not None,
-            )
+        other = None if method is None else method(pair.model, pair.guide, *chunk)  # it may refuse
+        summary = summarise(
+            pair.model, pair.guide, *chunk,
+            num_particles=num_particles, seed=noise, with_khat=fits or method is not None,
         )  # fmt: skip
-    summary = _joined(parts)
+        done.append((i, summary, other))
+    done = sorted(sum(ranks.gathered(done), []), key=lambda found: found[0])
+    summary = _joined([part for _, part, _ in done])
+    exactly = [found for _, _, found in done if found is not None]
     gain = data.log_jacobian(x)
     each = {
         "elbo": summary.elbo + gain,

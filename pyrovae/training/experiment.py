@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +16,16 @@ from pyrovae import data as datasets
 from pyrovae import likelihoods, nets, objectives, posteriors, priors
 from pyrovae.nets.naming import by_name, hyphenated, typed
 from pyrovae.objectives import by_objective_name
-from pyrovae.optimise import NormalisedAdam, adam, adamw, cosine, warm_up
+from pyrovae.optimise import Nonfinite, NormalisedAdam, Plateau, adam, adamw, cosine, warm_up
 from pyrovae.pairs import build
 from pyrovae.pairs.base import Pair
 from pyrovae.pairs.names import PAIRS, exported, level_options, split_masked
-from pyrovae.training import rundir
+from pyrovae.training import ranks, rundir
 from pyrovae.training.batches import Batch
 from pyrovae.training.evaluation import evaluate as evaluate
 from pyrovae.training.evaluation import record
 from pyrovae.training.history import History
+from pyrovae.training.loop import Callback
 from pyrovae.training.sources import Rows, classes, context_of, load_source, traits
 from pyrovae.training.sources import load_data as load_data
 from pyrovae.training.support import (
@@ -36,7 +37,9 @@ from pyrovae.training.support import (
 from pyrovae.training.trainer import check_arguments, fit
 
 OPTIMIZERS = {"adam": adam, "adamw": adamw, "NormalisedAdam": NormalisedAdam}
-SCHEDULES = {"Constant": None, "Cosine": cosine, "WarmUp": warm_up}  # of the learning rate
+SCHEDULES = {  # of the learning rate
+    "Constant": None, "Cosine": cosine, "WarmUp": warm_up, "Plateau": Plateau(),
+}  # fmt: skip
 PARTS = (priors, likelihoods, posteriors, nets)
 
 
@@ -85,46 +88,79 @@ def train(
     device: str | None,
     run: Path | None,
     say: Callable[[str], None],
-    compile: str = "auto",
+    resume: bool = False,
+    checkpoint_seconds: float = 60.0,
+    callbacks: Callable[[Path, dict[str, Any]], Sequence[Callback]] = lambda path, config: (),
     **request: Any,
-) -> Result:
+) -> Result | None:
     """Train by names, and write the run directory: what `pyrovae train` does.
+
+    Started by torchrun, the processes share each batch, and the first of them does all the rest.
 
     Args:
         device: where to train; None for where the pair is.
         run: the directory; None for the next free runs/NAME-N.
         say: is told of the data and the pair, and of the end.
-        compile: see `fit`.
+        resume: go on in `run` where it was stopped; a run that is not there is begun.
+        checkpoint_seconds: see `fit`.
+        callbacks: makes callbacks of `fit` from the run's directory and its configuration.
         **request: of `prepare`.
 
+    Returns:
+        What there is to see of it; None in all processes but the first.
+
     Raises:
-        ValueError: a name, an option, a size or data that do not fit; nothing is trained then, and
-            no directory is made.
+        ValueError: a name, an option, a size or data that do not fit, or a run of another request;
+            nothing is trained then, and no directory is made.
         FileNotFoundError: data that are not there.
     """
-    prepared = prepare(**request)
-    vae, loaded = prepared.vae, prepared.data
-    path = rundir.next_free("runs", loaded.name) if run is None else run
-    say(_headline(loaded, vae, path))
-    training = dict(prepared.config["training"])
-    del training["objective_options"]
-    for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-        training[name] = by_name(name, training[name], choices)
-    history = fit(
-        vae.model, vae.guide, prepared.train, device=device, transform=loaded.transform,
-        compile=compile, validation=prepared.validation, run=path,
-        **training | {"objective": prepared.objective},
-    )  # fmt: skip
-    rundir.write_json(path / "config.json", prepared.config)
-    context = context_of(vae, loaded, "test")
-    test = Rows(loaded, "test", loaded.test, context, loaded.record["sha256"])
-    found, _ = record(path, vae, test, num_particles=100, seed=0)
-    seconds = sum(r["seconds"] or 0.0 for r in history.epochs)
-    say(
-        f"{len(history)} epochs in {seconds:.1f} s; the weights are those of epoch "
-        f"{history.best_epoch}."
-    )
-    return Result(path, vae, loaded, history, found)
+    if resume and run is None:
+        raise ValueError("expected --run to name the run to go on with; got --resume without it")
+    with ranks.joined_up(device) as device:
+        first = ranks.rank() == 0
+        prepared = prepare(**request)
+        vae, loaded = prepared.vae, prepared.data
+        path = rundir.next_free("runs", loaded.name) if run is None else run
+        training = dict(prepared.config["training"])
+        del training["objective_options"]
+        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            training[name] = by_name(name, training[name], choices)
+        with rundir.claimed(path if first else None, resume) as claimed:
+            more: Sequence[Callback] = ()
+            if claimed is not None:
+                _begin(claimed, prepared.config)
+                say(_headline(loaded, vae, path))
+                more = callbacks(path, prepared.config)
+            history = fit(
+                vae.model, vae.guide, prepared.train, device=device, transform=loaded.transform,
+                validation=prepared.validation, run=path, resume=resume, callbacks=more,
+                checkpoint_seconds=checkpoint_seconds,
+                **training | {"objective": prepared.objective},
+            )  # fmt: skip
+            context = context_of(vae, loaded, "test")
+            test = Rows(loaded, "test", loaded.test, context, loaded.record["sha256"])
+            found, _ = record(path, vae, test, num_particles=100, seed=0)
+        if not first:
+            return None
+        seconds = sum(r["seconds"] or 0.0 for r in history.epochs)
+        say(
+            f"{len(history)} epochs in {seconds:.1f} s; the weights are those of epoch "
+            f"{history.best_epoch}."
+        )
+        return Result(path, vae, loaded, history, found)
+
+
+def _begin(run: Path, config: dict[str, Any]) -> None:
+    """Write a run's configuration, or see that it is that of the run to go on with."""
+    if not (run / rundir.CONFIG).exists():
+        rundir.write_config(run, config)
+        return
+    groups = {k: v for k, v in json.loads(json.dumps(config)).items() if k != "versions"}
+    if differing := rundir.differing(rundir.read_config(run), groups):
+        raise ValueError(
+            f"expected the options that {run} was begun with; {'; '.join(differing)}: name them as "
+            "they were, or --run and --resume alone"
+        )
 
 
 def prepare(
@@ -154,6 +190,8 @@ def prepare(
     objective_options: Mapping[str, Any] | None = None,
     optimizer: str = "adam",
     schedule: str = "constant",
+    compile: str = "auto",
+    nonfinite: str = "raise",
     **net: Any,
 ) -> Prepared:
     """Load the data and build the pair, by names.
@@ -215,7 +253,7 @@ def prepare(
     training = {
         "objective": objective, "objective_options": dict(objective_options or {}),
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
-        "schedule": schedule, "seed": seed,
+        "schedule": schedule, "compile": compile, "nonfinite": nonfinite, "seed": seed,
     }  # fmt: skip
     config = {
         "build": vae.config,
@@ -224,7 +262,8 @@ def prepare(
         "training": training,
         "versions": {name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
     }
-    check_arguments(epochs, batch_size, lr)
+    check_arguments(epochs, batch_size, lr, compile)
+    Nonfinite(nonfinite)
     if hasattr(vae.prior, "set_exemplars"):
         vae.prior.set_exemplars(seen)
     held_out = loaded.validation

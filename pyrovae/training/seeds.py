@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.training import rundir
+from pyrovae.training import ranks, rundir
 from pyrovae.training.experiment import Result, prepare, train
 
 FILE = "seeds.json"  # in the directory that holds the runs
@@ -99,7 +98,7 @@ def train_seeds(
     run: Path | None,
     say: Callable[[str], None],
     after: Callable[[Result], Any] = lambda result: None,
-    compile: str = "auto",
+    checkpoint_seconds: float = 60.0,
     **request: Any,
 ) -> Seeds:
     """Train the seeds seed, ..., seed + seeds - 1, each in a run directory of its own.
@@ -118,7 +117,7 @@ def train_seeds(
             runs/NAME-N, if it was interrupted, or else the next free one.
         say: is told how it goes.
         after: is called on each result, before its directory is moved into place whole.
-        compile: see `fit`.
+        checkpoint_seconds: see `fit`; a seed that was stopped is gone on with.
         **request: of `experiment.prepare`.
 
     Raises:
@@ -130,6 +129,11 @@ def train_seeds(
         raise ValueError(
             f"expected --seeds to be a whole number of at least 2; got {seeds}: leave it out to "
             "train one"
+        )
+    if ranks.started() > 1:
+        raise ValueError(
+            "expected one process for --seeds; torchrun started several: leave it out, or train a "
+            "seed at a time"
         )
     wanted = range(seed, seed + seeds)
     if not -(2**63) <= seed <= wanted[-1] < 2**63:
@@ -147,7 +151,10 @@ def train_seeds(
     with _made(root, say):
         rundir.write_json(root / FILE, found.to_dict())
         for k in left:
-            new = _one(root, k, device=device, compile=compile, say=say, after=after, **request)
+            new = _one(
+                root, k, device=device, say=say, after=after,
+                checkpoint_seconds=checkpoint_seconds, **request,
+            )  # fmt: skip
             found = Seeds(root, config, dict(sorted({**found.figures, k: new}.items())))
             rundir.write_json(root / FILE, found.to_dict())
     return found
@@ -203,9 +210,9 @@ def _done(root: Path, config: Mapping[str, Any], wanted: range) -> dict[int, dic
     found = {}
     try:
         content = json.loads((root / FILE).read_text())
-        differing = _differing(content["config"], config)
+        differing = rundir.differing(content["config"], config)
         for seed, path in _runs(root).items():
-            differing += _differing(_but_for_the_seed(rundir.read_config(path)), config)
+            differing += rundir.differing(_but_for_the_seed(rundir.read_config(path)), config)
             figures = content["figures"].get(str(seed))
             found[seed] = figures or json.loads((path / "metrics.json").read_text())
             for name in AVERAGED:
@@ -224,16 +231,6 @@ def _done(root: Path, config: Mapping[str, Any], wanted: range) -> dict[int, dic
             f"{'; '.join(dict.fromkeys(differing))}: name another --run, or remove it"
         )
     return found
-
-
-def _differing(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Say in which entries two configurations differ."""
-    return [
-        f"{group} {key} is {found.get(group, {}).get(key)!r}, asked for {asked[group].get(key)!r}"
-        for group in asked
-        for key in sorted({*asked[group], *found.get(group, {})})
-        if found.get(group, {}).get(key) != asked[group].get(key)
-    ]
 
 
 @contextlib.contextmanager
@@ -257,18 +254,15 @@ def _made(root: Path, say: Callable[[str], None]) -> Iterator[None]:
 def _one(
     root: Path, seed: int, *, say: Callable[[str], None], after: Callable, **request: Any
 ) -> dict[str, Any]:
-    """Train one seed in a folder of its own, and move it into place whole."""
-    place = root / f"seed-{seed}"
-    with tempfile.TemporaryDirectory(dir=root, prefix=f".seed-{seed}-") as folder:
-        made = Path(folder) / place.name
-        result = train(
-            seed=seed,
-            run=made,
-            say=lambda line: say(line.replace(str(made), str(place))),
-            **request,
-        )
-        after(result)
-        made.rename(place)
+    """Train one seed, or go on with it, in a hidden folder, and move it into place whole."""
+    place, made = root / f"seed-{seed}", root / f".seed-{seed}"
+    result = train(
+        seed=seed, run=made, resume=True, say=lambda line: say(line.replace(str(made), str(place))),
+        **request,
+    )  # fmt: skip
+    assert result is not None  # there is one process
+    after(result)
+    made.rename(place)
     return result.figures
 
 

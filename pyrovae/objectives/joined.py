@@ -1,0 +1,79 @@
+"""The rows of one batch that several processes share: sums and joins of them, with gradients.
+
+Each process's loss is of its own rows, and the training minimises the sum of them. The gradient of
+what is summed or joined here is that of this sum: each process gets back what the losses of all of
+them have to say of its rows.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, distributed
+
+_APART = ContextVar("_APART", default=False)
+
+
+def together() -> bool:
+    """Are there several processes?"""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def several() -> bool:
+    """Do several processes share a batch?"""
+    return together() and not _APART.get()
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Inside the block each process has batches of its own."""
+    token = _APART.set(True)
+    try:
+        yield
+    finally:
+        _APART.reset(token)
+
+
+def batch_sum(t: Tensor) -> Tensor:
+    """Return the sum over the processes of tensors of one shape."""
+    if not several():
+        return t
+    from torch.distributed.nn.functional import all_reduce
+
+    total: Tensor = all_reduce(t)
+    return total
+
+
+def joined(t: Tensor) -> Tensor:
+    """Return the rows of all processes, (n, ...) -> (n_0 + n_1 + ..., ...), in their order."""
+    if not several():
+        return t
+    from torch.distributed.nn.functional import all_gather
+
+    counts = _counts(t)
+    padded = t.new_zeros(max(counts), *t.shape[1:])
+    padded = torch.cat([t, padded[len(t) :]])
+    if not t.is_floating_point():
+        parts = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(parts, padded.contiguous())
+    else:
+        parts = list(all_gather(padded.contiguous()))
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def own(t: Tensor) -> slice:
+    """Return where among the joined rows those of this process are."""
+    if not several():
+        return slice(0, len(t))
+    counts = _counts(t)
+    first = sum(counts[: distributed.get_rank()])
+    return slice(first, first + len(t))
+
+
+def _counts(t: Tensor) -> list[int]:
+    found = [torch.zeros(1, dtype=torch.long) for _ in range(distributed.get_world_size())]
+    device = t.device if distributed.get_backend() == "nccl" else torch.device("cpu")
+    found = [f.to(device) for f in found]
+    distributed.all_gather(found, torch.tensor([len(t)], device=device))
+    return [int(f) for f in found]
