@@ -8,6 +8,7 @@ them have to say of its rows.
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -37,29 +38,49 @@ def apart() -> Iterator[None]:
 
 def batch_sum(t: Tensor) -> Tensor:
     """Return the sum over the processes of tensors of one shape."""
-    if not several():
-        return t
-    from torch.distributed.nn.functional import all_reduce
-
-    total: Tensor = all_reduce(t)
-    return total
+    return _Sum.apply(t) if several() else t
 
 
 def joined(t: Tensor) -> Tensor:
     """Return the rows of all processes, (n, ...) -> (n_0 + n_1 + ..., ...), in their order."""
     if not several():
         return t
-    from torch.distributed.nn.functional import all_gather
-
     counts = _counts(t)
-    padded = t.new_zeros(max(counts), *t.shape[1:])
-    padded = torch.cat([t, padded[len(t) :]])
-    if not t.is_floating_point():
-        parts = [torch.empty_like(padded) for _ in counts]
-        distributed.all_gather(parts, padded.contiguous())
-    else:
-        parts = list(all_gather(padded.contiguous()))
+    padded = torch.cat([t, t.new_zeros(max(counts) - len(t), *t.shape[1:])])
+    parts = _Gather.apply(padded)
     return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes; what each loss has to say of it goes back to all."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        total = t.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+
+class _Gather(torch.autograd.Function):
+    """The tensors of all processes, stacked; what each loss has to say of one goes back to it."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        parts = [torch.empty_like(t) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, t.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total[distributed.get_rank()]
 
 
 def own(t: Tensor) -> slice:

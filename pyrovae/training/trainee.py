@@ -229,7 +229,7 @@ class Trainee:
                 # what the parts have to say of each other's rows counts as they do
                 loss = self.objective.differentiable_loss(model, guide, *batch) / size
                 (loss * part).backward()
-                unit = part
+                loss, unit = loss.detach(), part
             else:
                 loss = self.objective.loss_and_grads(model, guide, *batch) / size
                 unit = size
