@@ -78,7 +78,13 @@ def _device(name: str | None) -> str | None:
     return name
 
 
-OF_THIS_TIME = {"run", "resume", "device", "checkpoint_seconds"}  # what may change at --resume
+OF_THIS_TIME = {
+    "run",
+    "resume",
+    "device",
+    "checkpoint_seconds",
+    "track",
+}  # what may change at --resume
 
 
 def _named(context: typer.Context) -> set[str]:
@@ -99,7 +105,9 @@ def _go_on(context: typer.Context, run: Path) -> None:
     config = read_config(run)
     words = shlex.split(command(config, build(**config["build"])))[2:]
     for name in sorted(_named(context) - {"resume"}):
-        words += [f"--{name.replace('_', '-')}", str(context.params[name])]
+        given = context.params[name]
+        for value in given if isinstance(given, list | tuple) else [given]:
+            words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--resume", "--seed", str(config["training"]["seed"])]  # more than those of this time
     if code := context.command.main(words, "train", standalone_mode=False):
         raise typer.Exit(code)
@@ -194,6 +202,9 @@ def train(
     checkpoint_seconds: Annotated[
         float, typer.Option(help="From one checkpoint to the next.")
     ] = 60.0,
+    track: Annotated[
+        Options, typer.Option(help="tensorboard, mlflow or wandb, beside history.csv; repeat.")
+    ] = None,
 ) -> None:
     """Train a pair, and write its weights, history, figures and pictures to a run directory.
 
@@ -226,7 +237,8 @@ def train(
         objective_options=_options("--objective-option", objective_option),
         epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, schedule=schedule,
         compile=compile, nonfinite=nonfinite, seed=seed, split_seed=split_seed,
-        device=_device(device), run=run, checkpoint_seconds=checkpoint_seconds, say=say,
+        device=_device(device), run=run, checkpoint_seconds=checkpoint_seconds,
+        track=track or (), say=say,
     )  # fmt: skip
 
     def draw(result: experiment.Result) -> list[Path]:

@@ -25,7 +25,6 @@ from pyrovae.training.batches import Batch
 from pyrovae.training.evaluation import evaluate as evaluate
 from pyrovae.training.evaluation import record
 from pyrovae.training.history import History
-from pyrovae.training.loop import Callback
 from pyrovae.training.sources import Rows, classes, context_of, load_source, traits
 from pyrovae.training.sources import load_data as load_data
 from pyrovae.training.support import (
@@ -34,6 +33,7 @@ from pyrovae.training.support import (
     refuse_to_dequantize,
     takes_levels,
 )
+from pyrovae.training.tracking import trackers
 from pyrovae.training.trainer import check_arguments, fit
 
 OPTIMIZERS = {"adam": adam, "adamw": adamw, "NormalisedAdam": NormalisedAdam}
@@ -90,7 +90,7 @@ def train(
     say: Callable[[str], None],
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
-    callbacks: Callable[[Path, dict[str, Any]], Sequence[Callback]] = lambda path, config: (),
+    track: Sequence[str] = (),
     **request: Any,
 ) -> Result | None:
     """Train by names, and write the run directory: what `pyrovae train` does.
@@ -103,7 +103,7 @@ def train(
         say: is told of the data and the pair, and of the end.
         resume: go on in `run` where it was stopped; a run that is not there is begun.
         checkpoint_seconds: see `fit`.
-        callbacks: makes callbacks of `fit` from the run's directory and its configuration.
+        track: names of trackers, see `training.tracking`.
         **request: of `prepare`.
 
     Returns:
@@ -126,17 +126,16 @@ def train(
         for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             training[name] = by_name(name, training[name], choices)
         with rundir.claimed(path if first else None, resume) as claimed:
-            more: Sequence[Callback] = ()
             if claimed is not None:
                 _begin(claimed, prepared.config)
                 say(_headline(loaded, vae, path))
-                more = callbacks(path, prepared.config)
-            history = fit(
-                vae.model, vae.guide, prepared.train, device=device, transform=loaded.transform,
-                validation=prepared.validation, run=path, resume=resume, callbacks=more,
-                checkpoint_seconds=checkpoint_seconds,
-                **training | {"objective": prepared.objective},
-            )  # fmt: skip
+            with trackers(track if first else (), path, prepared.config) as callbacks:
+                history = fit(
+                    vae.model, vae.guide, prepared.train, device=device, callbacks=callbacks,
+                    transform=loaded.transform, validation=prepared.validation, run=path,
+                    resume=resume, checkpoint_seconds=checkpoint_seconds,
+                    **training | {"objective": prepared.objective},
+                )  # fmt: skip
             context = context_of(vae, loaded, "test")
             test = Rows(loaded, "test", loaded.test, context, loaded.record["sha256"])
             found, _ = record(path, vae, test, num_particles=100, seed=0)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,7 @@ def train_seeds(
     say: Callable[[str], None],
     after: Callable[[Result], Any] = lambda result: None,
     checkpoint_seconds: float = 60.0,
+    track: Sequence[str] = (),
     **request: Any,
 ) -> Seeds:
     """Train the seeds seed, ..., seed + seeds - 1, each in a run directory of its own.
@@ -118,6 +119,7 @@ def train_seeds(
         say: is told how it goes.
         after: is called on each result, before its directory is moved into place whole.
         checkpoint_seconds: see `fit`; a seed that was stopped is gone on with.
+        track: see `experiment.train`.
         **request: of `experiment.prepare`.
 
     Raises:
@@ -153,7 +155,7 @@ def train_seeds(
         for k in left:
             new = _one(
                 root, k, device=device, say=say, after=after,
-                checkpoint_seconds=checkpoint_seconds, **request,
+                checkpoint_seconds=checkpoint_seconds, track=track, **request,
             )  # fmt: skip
             found = Seeds(root, config, dict(sorted({**found.figures, k: new}.items())))
             rundir.write_json(root / FILE, found.to_dict())
