@@ -37,7 +37,7 @@ def test_train_evaluate_sample_info(run, tmp_path):
     folder = tmp_path / "runs" / "digits-1"
     names = {p.name for p in folder.iterdir()}
     files = {"config.json", "model.safetensors", "history.csv", "metrics.json"}
-    assert names == files | PICTURES | {"manifold.png", "evaluation.safetensors"}
+    assert names == files | PICTURES | {"manifold.png", "evaluation.safetensors", "checkpoints"}
     config = json.loads((folder / "config.json").read_text())
     assert config["build"]["likelihood"] == "binomial"
     assert config["build"]["likelihood_options"] == {"total_count": 16}
@@ -206,7 +206,7 @@ NONSENSE = {
     "hidden 0": (["--hidden", "0"], "hidden to hold positive whole numbers"),
     "device": (["--device", "warp"], "--device to name a device"),
     "run in use": (["--run", "used"], "used, which is in use: name another"),
-    "run is a file": (["--run", "grey.npy"], "grey.npy, which is in use"),
+    "run is a file": (["--run", "grey.npy"], "grey.npy, which is a file"),
     "validation": (["--validation", "99999"], "validation to be between 0"),
     "bad toml": (["--config", "bad.toml"], "expected TOML in bad.toml"),
     "no toml": (["--config", "none.toml"], "TOML file at none.toml; there is none"),
@@ -268,18 +268,18 @@ def test_changed_data_and_damaged_runs_are_refused(run, tmp_path):
 
 
 def test_a_failure_exits_1_and_an_interrupt_130(run, tmp_path, monkeypatch):
-    for words in (["--lr", "1e9"], ["--lr", "1e3", "--batch-size", 5000]):
+    for name, words in {"a": ["--lr", "1e9"], "b": ["--lr", "1e3", "--batch-size", 5000]}.items():
         words = [*QUICK, "--epochs", 30, "--likelihood", "normal", *words]
-        result = run("train", *words, "--run", "a", code=1)
-        assert "try a lower lr" in result.stderr and not (tmp_path / "a").exists()
+        result = run("train", *words, "--run", name, code=1)
+        assert "try a lower lr" in result.stderr and not (tmp_path / name / "lock").exists()
     from pyrovae.training import experiment
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment, "fit", stop)
-    assert "interrupted" in run("train", "--run", "b", code=130).stderr
-    assert not (tmp_path / "b").exists()
+    assert "interrupted" in run("train", "--run", "c", code=130).stderr
+    assert not (tmp_path / "c").exists()
 
 
 def test_as_a_program(tmp_path):

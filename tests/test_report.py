@@ -440,7 +440,7 @@ def remove(name):
 
 def without_training(run):
     config = json.loads((run / "config.json").read_text())
-    del config["training"]
+    del config["training"], config["sha256"]
     (run / "config.json").write_text(json.dumps(config))
 
 

@@ -269,6 +269,7 @@ def test_the_transform_is_kept_and_not_fitted_again(run, tmp_path):
     torch.testing.assert_close(kept.test.float(), fresh.test, atol=1e-6, rtol=1e-6)
     before = json.loads(run("evaluate", "a", "--json").stdout)
     whole = config("a")
+    del whole["sha256"]  # as a person would who edits it
     whole["record"]["loc"][0] += 1.0
     (tmp_path / "a" / "config.json").write_text(json.dumps(whole))
     assert evaluation.load_data(tmp_path / "a").loc[0] == kept.loc[0] + 1

@@ -243,7 +243,7 @@ def read_config(run: str | Path) -> dict[str, Any]:
             raise TypeError("'build' is no table")
         told = config.pop(DIGEST, None)  # older versions wrote none
         if told is not None and told != _digest_of_json(config):
-            raise ValueError("it is not what was written")
+            raise ValueError("not what was written; if you changed it, remove its sha256 too")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
     return config
