@@ -89,7 +89,7 @@ def test_the_command_line_names_them(tmp_path):
     assert '"optimizer": "normalised-adam"' in text and '"schedule": "warm-up"' in text
     for option, message in (
         (["--optimizer", "sgd"], "optimizer to be one of adam, adamw, normalised-adam; got 'sgd'"),
-        (["--schedule", "step"], "schedule to be one of constant, cosine, plateau, warm-up; got 'step'"),
+        (["--schedule", "step"], "one of constant, cosine, plateau, warm-up; got 'step'"),
         (["--compile", "maybe"], "compile to be 'auto', 'always' or 'never'; got 'maybe'"),
     ):
         result = CliRunner().invoke(app, ["train", *option, "--run", str(tmp_path / "other")])

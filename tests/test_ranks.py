@@ -179,10 +179,11 @@ def test_noise_differs_by_process_and_step(tmp_path):
 
 
 def torchrun(*words, cwd, **options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "--", "pyrovae"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     return subprocess.Popen(
-        [*command, *map(str, words)], cwd=cwd, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
+        [*launcher, "-m", "--", "pyrovae", *map(str, words)], cwd=cwd, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
     )  # fmt: skip
 
 

@@ -130,6 +130,12 @@ def train(
     standardize: Annotated[
         bool, typer.Option(help="Standardise the real columns of a table.")
     ] = True,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Read training data as they are wanted: .npy, a folder, .parquet."
+        ),
+    ] = False,
     validation: Annotated[
         int | None, typer.Option(help="Rows that validate; 0 trains on all.")
     ] = None,
@@ -226,7 +232,8 @@ def train(
 
     request: dict[str, Any] = dict(
         data=data, data_dir=data_dir, download=download, binarize=binarize,
-        dequantize=dequantize, standardize=standardize, validation=validation, prior=prior,
+        dequantize=dequantize, standardize=standardize, stream=stream, validation=validation,
+        prior=prior,
         likelihood=likelihood, posterior=posterior, pair=pair, objective=objective, net=net,
         hidden=_widths(hidden), latent_dim=latent_dim,
         prior_options=_options("--prior-option", prior_option),

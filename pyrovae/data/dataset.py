@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.data.streams import OnDisk
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -18,7 +20,7 @@ class Data:
 
     Attributes:
         name: the data set's.
-        train: training data (N, ...).
+        train: training data (N, ...); a `Stream`, see `data.stream`, where they stay on disk.
         validation: validation data, N = 0 if there are none.
         test: test data.
         labels: for each split its labels (N,), or none at all; never given to a model unasked.
@@ -33,7 +35,7 @@ class Data:
     """
 
     name: str
-    train: Tensor
+    train: Any  # Tensor, or Stream
     validation: Tensor
     test: Tensor
     labels: dict[str, Tensor] = field(default_factory=dict)
@@ -116,3 +118,4 @@ class Raw:
     labels: dict[str, np.ndarray]
     levels: int | None
     held: int | None = None
+    streamed: OnDisk | None = None

@@ -9,6 +9,7 @@ import numpy as np
 
 from pyrovae.data.dataset import Raw
 from pyrovae.data.named import NAMES
+from pyrovae.data.streams import check_kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,7 @@ def read_file(path: Path, missing: bool) -> Raw:
     if path.suffix not in FILES:
         raise ValueError(
             f"expected data to be one of {', '.join(NAMES)}, or a file {', '.join(FILES)}; got "
-            f"'{path}'"
+            f"'{path}'{_of_folder(path)}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of data at {path}; there is none")
@@ -52,14 +53,22 @@ def read_file(path: Path, missing: bool) -> Raw:
     elif not {"train", "test"} <= set(arrays):
         raise ValueError(f"expected both train and test in {path}; got {', '.join(arrays)}")
     for name, array in arrays.items():
-        _check(array, f"{path} ({name})" if len(arrays) > 1 else str(path), missing)
+        check_array(array, f"{path} ({name})" if len(arrays) > 1 else str(path), missing)
     if len({a.shape[1:] for a in arrays.values()}) > 1:
         shapes = {name: a.shape for name, a in arrays.items()}
         raise ValueError(f"expected splits of one data shape in {path}; got {shapes}")
-    levels = None
-    if all(a.dtype == np.uint8 for a in arrays.values()):
-        levels = 2 if max(int(a.max()) for a in arrays.values()) <= 1 else 256
-    return Raw(path.stem, str(path), arrays, {}, levels)
+    return Raw(path.stem, str(path), arrays, {}, levels_of(*arrays.values()))
+
+
+def _of_folder(path: Path) -> str:
+    return ": a folder of shards is read with stream=True" if path.is_dir() else ""
+
+
+def levels_of(*arrays: np.ndarray) -> int | None:
+    """Return how many levels whole numbers of 8 bits have, 2 or 256; None for other numbers."""
+    if any(a.dtype != np.uint8 for a in arrays):
+        return None
+    return 2 if max(int(a.max()) for a in arrays) <= 1 else 256
 
 
 def _csv(path: Path) -> "pd.DataFrame":
@@ -81,6 +90,8 @@ def _parquet(path: Path) -> "pd.DataFrame":
 
 
 def _numbers(table: "pd.DataFrame") -> np.ndarray:
+    if len(table) == 0:
+        raise ValueError("it has the names of columns alone, and no rows")
     if words := _words(table):
         raise ValueError(f"columns {', '.join(words)} are no numbers: drop or encode them")
     array = table.to_numpy()
@@ -95,15 +106,13 @@ def _words(table: "pd.DataFrame") -> list[str]:
     return [str(name) for name, dtype in table.dtypes.items() if not is_numeric_dtype(dtype)]
 
 
-def _check(array: np.ndarray, where: str, missing: bool) -> None:
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"expected numbers in {where}; got dtype {array.dtype}")
-    if array.ndim < 2:
-        raise ValueError(
-            f"expected an array (N, ...) with a row a datum in {where}; got shape {array.shape}"
-        )
-    if array.size == 0:
-        raise ValueError(f"expected at least one row in {where}; got shape {array.shape}")
+def check_array(array: np.ndarray, where: str, missing: bool) -> None:
+    """Refuse what is no array (N, ...) of finite numbers; NaN is let through where `missing`.
+
+    Raises:
+        ValueError: naming `where` it is.
+    """
+    check_kind(array, where)
     if array.dtype.kind == "f":
         bad = np.isinf(array) if missing else ~np.isfinite(array)
         if bad.any():

@@ -3,17 +3,19 @@
 import functools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyrovae.data import transforms
 from pyrovae.data.dataset import SPLITS, Data, Raw, digest
-from pyrovae.data.files import read_file
+from pyrovae.data.files import check_array, levels_of, read_file
 from pyrovae.data.named import known_name, read_named
+from pyrovae.data.streams import Stream, Without, on_disk, take
 
 BINARIZE = ("none", "threshold", "static", "dynamic")
+HELD = 10_000  # rows to test on, and to validate on, at the most, of data that stay on disk
 STATIC_SEED = 0  # of the one draw that static binarisation, validation and test use
 
 
@@ -25,6 +27,7 @@ def load(
     dequantize: bool = False,
     standardize: bool = False,
     missing: bool = False,
+    stream: bool = False,
     validation: int | None = None,
     data_dir: str | Path | None = None,
     download: bool = False,
@@ -61,6 +64,10 @@ def load(
         standardize: columns of a table, (x - mean) / sd of the training rows; see
             `data.standardize`.
         missing: may entries of a file be missing, NaN or empty? They stay NaN.
+        stream: leave the training data on disk, to be read as they are wanted: `train` is then a
+            `Stream`, see `data.stream`, of a `.npy` file, a folder of such shards or a `.parquet`
+            table. Test and validation data, a tenth each but 10,000 rows at the most, are drawn at
+            random and in memory. Whether 8 bits are levels 0..255, or 0 and 1, is seen from these.
         validation: rows that validate, taken from the training rows' end; 0 for none.
         data_dir: where named data sets lie; by default the environment variable PYROVAE_DATA, or
             else the user's cache.
@@ -83,16 +90,26 @@ def load(
         (torch.Size([1439, 8, 8]), 16.0)
     """
     _check(values, binarize, dequantize, seed, dtype)
-    name = known_name(str(source))
-    if name is None:
-        raw = read_file(Path(source), missing)
+    if stream:
+        _check_stream(binarize, standardize)
+        raw = _held_out(Path(source), missing, validation, seed)
     else:
-        raw = read_named(name, data_dir, download)
-    raw = _split(raw, validation, seed)
+        name = known_name(str(source))
+        if name is None:
+            raw = read_file(Path(source), missing)
+        else:
+            raw = read_named(name, data_dir, download)
+        raw = _split(raw, validation, seed)
     scaled = raw.levels is not None and values == "unit"
     top = raw.levels - 1 if raw.levels is not None and scaled else 1
     kind = np.float64 if standardize or dtype == torch.float64 else np.float32
-    splits = {s: torch.from_numpy(raw.arrays[s].astype(kind, order="C")) / top for s in SPLITS}
+    splits: dict[str, Any] = {
+        s: torch.from_numpy(raw.arrays[s].astype(kind, order="C")) / top
+        for s in SPLITS
+        if s in raw.arrays
+    }
+    if raw.streamed is not None:
+        splits = {"train": Stream([raw.streamed], None, raw.levels if scaled else None), **splits}
     transform: transforms.Draw | None = None
     if dequantize:
         if raw.levels is None:
@@ -103,7 +120,8 @@ def load(
         noisy = functools.partial(transforms.dequantize_unit, levels=raw.levels)
         splits, transform = _drawn(splits, noisy, but="train"), noisy
     elif binarize == "threshold":
-        splits = {s: torch.where(x.isnan(), x, (x > 0.5).to(x.dtype)) for s, x in splits.items()}
+        splits = _drawn(splits, _threshold, but="train" if stream else None)
+        transform = _threshold if stream else None
     elif binarize == "static":
         splits = _drawn(splits, transforms.binarize)
     elif binarize == "dynamic":
@@ -118,7 +136,7 @@ def load(
         transform=transform,
         record={
             "source": raw.source, "values": values, "binarize": binarize,
-            "dequantize": dequantize, "missing": missing, "seed": seed,
+            "dequantize": dequantize, "missing": missing, "seed": seed, "stream": stream,
             "sizes": {split: len(x) for split, x in splits.items()},
             "sha256": digest(splits["test"]),
         },
@@ -150,14 +168,53 @@ def _check(values: str, binarize: str, dequantize: bool, seed: int, dtype: torch
         raise ValueError(f"expected dtype to be torch.float32 or torch.float64; got {dtype}")
 
 
-def _drawn(
-    splits: dict[str, Tensor], draw: transforms.Draw, but: str | None = None
-) -> dict[str, Tensor]:
+def _check_stream(binarize: str, standardize: bool) -> None:
+    if binarize == "static":
+        raise ValueError(
+            "expected binarize to be 'none', 'threshold' or 'dynamic' with stream=True; got "
+            "'static', one draw of all the data: binarise the file itself"
+        )
+    if standardize:
+        raise ValueError(
+            "expected standardize=False with stream=True; got True, which takes the mean of all "
+            "the data: standardise the file itself"
+        )
+
+
+def _threshold(x: Any, generator: torch.Generator | None = None) -> Any:
+    if isinstance(x, tuple):
+        return _threshold(x[0]), *x[1:]
+    return torch.where(x.isnan(), x, (x > 0.5).to(x.dtype))
+
+
+def _drawn(splits: dict[str, Any], draw: transforms.Draw, but: str | None = None) -> dict[str, Any]:
     """Draw each split once, `but` one, from a seed of its own: none depends on another's size."""
     return {
         split: x if split == but else draw(x, torch.Generator().manual_seed(STATIC_SEED + i))
         for i, (split, x) in enumerate(splits.items())
     }
+
+
+def _held_out(path: Path, missing: bool, validation: int | None, seed: int) -> Raw:
+    """Take test and validation data from an array on disk, at random; the rest stays there."""
+    rows = on_disk(path)
+    n = len(rows)
+    if n < 3:
+        raise ValueError(f"expected at least 3 rows to split in {path}; got {n}")
+    tested = min(HELD, max(1, n // 10))
+    held = tested if validation is None else validation
+    if not 0 <= held < n - tested:
+        raise ValueError(
+            f"expected validation to be between 0 and {n - tested - 1}, fewer than the training "
+            f"rows; got {held}"
+        )
+    chosen = np.random.default_rng(seed % 2**64).choice(n, tested + held, replace=False)
+    found = take(rows, chosen)
+    check_array(found, f"what is held out of {path}", missing)
+    arrays = {"validation": found[tested:], "test": found[:tested]}
+    name = path.stem if path.is_file() else path.name
+    kept = Without(rows, np.sort(chosen))
+    return Raw(name, str(path), arrays, {}, levels_of(found), streamed=kept)
 
 
 def _split(raw: Raw, validation: int | None, seed: int) -> Raw:

@@ -11,6 +11,7 @@ from pyrovae.importance.blame import not_finite
 from pyrovae.importance.dependence import analytic_kl_problem
 from pyrovae.importance.differentiable import Latent, Particles, particles, simulated
 from pyrovae.importance.draws import Draws, posterior_draws, prior_draws
+from pyrovae.importance.passes import CompiledPasses, Terms
 from pyrovae.importance.structure import (
     Plate,
     Site,
@@ -18,10 +19,10 @@ from pyrovae.importance.structure import (
     batched,
     check_support,
     find_modules,
+    for_any_rows,
     inspect,
 )
 from pyrovae.importance.weights import (
-    Terms,
     enumerate_latents,
     guide_density,
     guide_distributions,
@@ -34,6 +35,7 @@ from pyrovae.importance.weights import (
 )
 
 __all__ = [
+    "CompiledPasses",
     "Draws",
     "Latent",
     "Particles",
@@ -46,6 +48,7 @@ __all__ = [
     "check_support",
     "enumerate_latents",
     "find_modules",
+    "for_any_rows",
     "guide_density",
     "guide_distributions",
     "inspect",

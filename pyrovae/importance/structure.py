@@ -1,7 +1,8 @@
 """What a pair is made of: its sites, supports and plates, and the rules it breaks."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -127,6 +128,8 @@ def batched(
             t = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"expected {name} to be an array of numbers; got {error}") from None
+        if t.is_complex():
+            raise ValueError(f"expected {name} to be real numbers; got {t.dtype}: take parts of them")
         if t.dim() == 0 or len(t) == 0:
             raise ValueError(f"expected {name} to have at least one row; got {tuple(t.shape)}")
         if tensors and len(t) != len(tensors[0]):
@@ -323,6 +326,21 @@ def check_support(site: Site, x: Tensor, first_row: int = 0) -> None:
         ValueError: with the count of bad values, the first place and the remedies.
     """
     _check(site.name, site.distribution, site.support, x, first_row)
+
+
+def for_any_rows(site: Site) -> Site | None:
+    """Return a site, seen on some rows, as it is on any; None where its support differs by row."""
+    support = site.support
+    while isinstance(support, dist.constraints.independent):
+        support = support.base_constraint
+    support = copy.copy(support)
+    for name in ("lower_bound", "upper_bound"):
+        if hasattr(support, name):
+            bound = torch.as_tensor(getattr(support, name)).flatten()
+            if not bool((bound == bound[0]).all()):
+                return None
+            setattr(support, name, bound[0])
+    return replace(site, support=support)
 
 
 def check_values(name: str, distribution: Any, x: Tensor) -> None:

@@ -45,6 +45,8 @@ def command(config: Mapping[str, Any], vae: Pair) -> str:
             words += ["--binarize", data["binarize"]]
         if data.get("dequantize"):
             words += ["--dequantize"]
+        if data.get("stream"):
+            words += ["--stream"]
         if data.get("validation") is not None:
             words += ["--validation", data["validation"]]
         words += [] if _standardized(config, vae) else ["--no-standardize"]

@@ -25,7 +25,14 @@ from pyrovae.training.batches import Batch
 from pyrovae.training.evaluation import evaluate as evaluate
 from pyrovae.training.evaluation import record
 from pyrovae.training.history import History
-from pyrovae.training.sources import Rows, classes, context_of, load_source, traits
+from pyrovae.training.sources import (
+    Rows,
+    check_rows,
+    classes,
+    context_of,
+    load_source,
+    traits,
+)
 from pyrovae.training.sources import load_data as load_data
 from pyrovae.training.support import (
     of_several_kinds,
@@ -120,6 +127,8 @@ def train(
         first = ranks.rank() == 0
         prepared = prepare(**request)
         vae, loaded = prepared.vae, prepared.data
+        context = context_of(vae, loaded, "test")
+        check_rows(vae, loaded.test, context)  # or it would be found once training is done
         path = rundir.next_free("runs", loaded.name) if run is None else run
         training = dict(prepared.config["training"])
         del training["objective_options"]
@@ -136,7 +145,6 @@ def train(
                     resume=resume, checkpoint_seconds=checkpoint_seconds,
                     **training | {"objective": prepared.objective},
                 )  # fmt: skip
-            context = context_of(vae, loaded, "test")
             test = Rows(loaded, "test", loaded.test, context, loaded.record["sha256"])
             found, _ = record(path, vae, test, num_particles=100, seed=0)
         if not first:
@@ -191,6 +199,7 @@ def prepare(
     schedule: str = "constant",
     compile: str = "auto",
     nonfinite: str = "raise",
+    stream: bool = False,
     **net: Any,
 ) -> Prepared:
     """Load the data and build the pair, by names.
@@ -201,7 +210,9 @@ def prepare(
     where the likelihood is a masked one. What context the pair is given: see `sources.context_of`;
     where that is labels, an option `num_classes` is by default as many as the data have. An option
     `num_data` is by default how many data there are to train on. `seed` is of weights, order and
-    draws, and, without `split_seed`, of the random split of the data too.
+    draws, and, without `split_seed`, of the random split of the data too. With `stream` the
+    training data stay on disk, and 10,000 of them stand for all where the decoder's start and the
+    range of counts are found: see `data.load`.
 
     Raises:
         ValueError: a name, an option, a size or data that do not fit.
@@ -214,7 +225,7 @@ def prepare(
     likelihood = likelihood or _default_likelihood(data, binarize)
     if likelihood and dequantize:
         refuse_to_dequantize(likelihood)
-    if Path(data).is_file():
+    if Path(data).is_file() or stream and Path(data).is_dir():
         data = str(Path(data).resolve())
     source: dict[str, Any] = {
         "source": data,
@@ -222,6 +233,7 @@ def prepare(
         "binarize": binarize, "dequantize": dequantize,
         "missing": likelihood is not None and split_masked(likelihood)[0],
         "validation": validation, "seed": seed if split_seed is None else split_seed,
+        **({"stream": True} if stream else {}),
     }  # fmt: skip
     loaded = load_source(source, data_dir, download)
     if likelihood is None:
@@ -245,10 +257,16 @@ def prepare(
     )  # fmt: skip
     if standardize and len(loaded.data_shape) == 1 and loaded.levels is None:
         columns = on_the_real_line(vae.likelihood).nonzero().flatten().tolist()
+        if stream and columns:
+            raise ValueError(
+                "expected --no-standardize with --stream, which reads no mean of all the data; got "
+                "a table of real values: standardise the file itself, or take them as they are"
+            )
         loaded = datasets.standardize(loaded, columns) if columns else loaded
     seen = _as_seen(loaded)
     # of values binarised afresh the grey ones are the mean, of levels made real one draw will do
-    vae.likelihood.start_at_mean(seen if dequantize else loaded.train)
+    afresh = binarize == "dynamic" or not loaded.transform
+    vae.likelihood.start_at_mean(datasets.sample(loaded.train) if afresh else seen)
     training = {
         "objective": objective, "objective_options": dict(objective_options or {}),
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
@@ -264,6 +282,11 @@ def prepare(
     check_arguments(epochs, batch_size, lr, compile)
     Nonfinite(nonfinite)
     if hasattr(vae.prior, "set_exemplars"):
+        if stream:
+            raise ValueError(
+                "expected a prior that is not made of training data with --stream; got "
+                f"{prior}: leave --stream out, or take vamp-prior"
+            )
         vae.prior.set_exemplars(seen)
     held_out = loaded.validation
     return Prepared(
@@ -300,7 +323,7 @@ def _range_options(
         return level_options(loaded.levels, prior, likelihood, posterior)
     if of_several_kinds(likelihood):
         return {}
-    top = max(1, int(loaded.train.nan_to_num(nan=0.0).max()))
+    top = max(1, int(datasets.sample(loaded.train).nan_to_num(nan=0.0).max()))
     found = dict(level_options(top + 1, prior, likelihood, posterior))
     del found["likelihood_options"]
     return found
@@ -324,9 +347,10 @@ def _told_options(pair: type[Pair], loaded: datasets.Data) -> dict[str, Any]:
 
 def _as_seen(loaded: datasets.Data) -> Tensor:
     """Return the training data as the pair sees them: one draw of what is drawn afresh."""
+    rows = datasets.sample(loaded.train)
     if loaded.transform is None:
-        return loaded.train
-    return loaded.transform(loaded.train, torch.Generator().manual_seed(0))
+        return rows
+    return loaded.transform(rows, torch.Generator().manual_seed(0))
 
 
 def _default_likelihood(data: str, binarize: str) -> str | None:

@@ -153,6 +153,8 @@ class Loop:
 
     def _batches(self, epoch: int, first: int) -> Steps:
         for i, batch in enumerate(self.data.epoch(epoch, skip=first), first):
+            if epoch == 0 and self.data.rows.streamed:
+                self.trainee.check_as_it_comes(self.data, epoch, i, batch)
             now = epoch + i / self.steps
             beta, noise = self.factor(now), mixed(self.seed, epoch, i)
             self.now = batch, beta, noise

@@ -308,7 +308,11 @@ def _named(path: Path) -> "pd.DataFrame | None":
 
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path, engine="pyarrow")
+            import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+            with pq.ParquetFile(path) as file:
+                batch = next(file.iter_batches(1), file.schema_arrow.empty_table())
+                return batch.to_pandas()
         if path.suffix == ".csv":
             first = pd.read_csv(path, header=None, nrows=1)
             if not all(is_numeric_dtype(dtype) for dtype in first.dtypes):
@@ -372,15 +376,24 @@ def _drawn(x: Tensor, source: Mapping[str, Any], levels: int | None) -> Tensor:
     return x
 
 
+def check_rows(vae: Pair, x: Tensor, c: Batch) -> None:
+    """Refuse data off the support of the likelihood, or that are not finite.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    chunks = zip(*(t.split(ROWS) for t in (x, *c)), strict=True)
+    for start, (rows, *context) in zip(range(0, len(x), ROWS), chunks, strict=True):
+        rows, given = batched(rows, context, [vae])
+        datum = inspect(vae.model, vae.guide, rows, *given).datum
+        if datum is not None:
+            check_support(datum, rows, start)
+
+
 def _check(vae: Pair, x: Tensor, c: Batch, path: Path) -> None:
-    """Refuse data off the support of the likelihood."""
+    """Refuse new data that are not like the run's."""
     try:
-        chunks = zip(*(t.split(ROWS) for t in (x, *c)), strict=True)
-        for start, (rows, *context) in zip(range(0, len(x), ROWS), chunks, strict=True):
-            rows, given = batched(rows, context, [vae])
-            datum = inspect(vae.model, vae.guide, rows, *given).datum
-            if datum is not None:
-                check_support(datum, rows, start)
+        check_rows(vae, x, c)
     except ValueError as error:
         raise ValueError(
             f"expected data like the run's, in its units, in {path}; got others: {error}"

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import mixed, seeded
 from pyrovae.importance import (
+    Site,
     Structure,
     analytic_kl_problem,
     check_support,
+    for_any_rows,
     inspect,
     log_terms,
     not_finite,
@@ -50,13 +52,17 @@ class Trainee:
         self.loose: list[str] = []  # those, and what modules in the functions' closures own
         self.theirs: dict[str, Tensor] = {}
         self.valid = False
+        self.fixed: Site | None = None  # the datum's, where its support is that of any rows
         self.compiled: CompiledStep | None = None
         self.asks = getattr(objective, "num_data", 0) is None  # how many data there are
         self._sizes: dict[int, int] = {}
 
     def check(self, data: Epochs, held_out: Source | None) -> None:
-        """Refuse data off the support of the observed site."""
-        for batches in (data.in_order(), held_out.batches(EVALUATION_ROWS) if held_out else ()):
+        """Refuse data off the support of the observed site; of a stream the first batch alone."""
+        to_see = [(data.rows, data.in_order())]
+        if held_out is not None:
+            to_see.append((held_out, held_out.batches(EVALUATION_ROWS)))
+        for rows, batches in to_see:
             row = 0
             for batch in batches:
                 structure = inspect(self.model, self.guide, *batch, modules=self.modules)
@@ -67,6 +73,25 @@ class Trainee:
                     return
                 check_support(structure.datum, batch[0], row)
                 row += len(batch[0])
+                if rows.streamed:
+                    self.fixed = for_any_rows(structure.datum)
+                    break
+
+    def check_as_it_comes(self, data: Epochs, epoch: int, i: int, batch: Batch) -> None:
+        """Refuse a stream's batch off the support of the observed site, by its rows' numbers."""
+        datum = self.fixed  # an inspection would take as long as a step
+        if datum is None:
+            datum = inspect(self.model, self.guide, *batch, modules=self.modules).datum
+        if datum is None:
+            return
+        try:
+            check_support(datum, batch[0])
+        except ValueError:  # said again, of its row among all
+            for place in range(len(batch[0])):
+                one = tuple(t[place : place + 1] for t in batch)
+                site = inspect(self.model, self.guide, *one, modules=self.modules).datum
+                if site is not None:
+                    check_support(site, one[0], data.row(epoch, i, place))
 
     def _check_draws(self, structure: Structure) -> None:
         """Refuse draws without a gradient where the objective has none for them."""
