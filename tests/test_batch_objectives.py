@@ -7,13 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from fixed_noise import LATENT, Given, N, Noisy, batch, evaluated
+from fixed_noise import LATENT, D, Given, N, Noisy, batch, evaluated
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from scipy.special import logsumexp
 from scipy.stats import norm
 from torch import nn
 
-from pyrovae import build, objectives
+from pyrovae import build, fit, objectives
 from pyrovae.distributions import seeded
 from pyrovae.importance import particles
 from pyrovae.objectives import MMD, BetaTC, Capacity, FreeBits, InfoVAE
@@ -445,3 +445,15 @@ def test_groups_and_products_that_are_none():
 
     with pytest.raises(ValueError, match="FreeBits expected a latent site; got a guide without"):
         FreeBits().loss(model, lambda x: None, x)
+
+
+@pytest.mark.parametrize("objective", [BetaTC(), InfoVAE(), MMD()])
+def test_a_last_batch_of_one_is_refused_at_the_start(objective):
+    vae = build(data_shape=(D,), latent_dim=LATENT, hidden=(4,))
+    x, _ = batch()
+    before = [p.clone() for p in vae.parameters()]
+    with pytest.raises(ValueError, match="20 data in batches of 19 leave 1 for the last: take"):
+        fit(vae.model, vae.guide, x, objective, epochs=2, batch_size=19)
+    assert all(map(torch.equal, before, vae.parameters()))
+    fit(vae.model, vae.guide, x, objective, epochs=1, batch_size=18)
+    fit(vae.model, vae.guide, x, FreeBits(), epochs=1, batch_size=19)

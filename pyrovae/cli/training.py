@@ -183,6 +183,9 @@ def train(
     compile: Annotated[
         str, typer.Option(help="The step: auto (where it is worth it), always or never.")
     ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of the networks' products in a step: float32 or bf16.")
+    ] = "float32",
     nonfinite: Annotated[
         str, typer.Option(help="A step that is not finite: raise, skip:N or back-off:N.")
     ] = "raise",
@@ -233,9 +236,8 @@ def train(
     request: dict[str, Any] = dict(
         data=data, data_dir=data_dir, download=download, binarize=binarize,
         dequantize=dequantize, standardize=standardize, stream=stream, validation=validation,
-        prior=prior,
-        likelihood=likelihood, posterior=posterior, pair=pair, objective=objective, net=net,
-        hidden=_widths(hidden), latent_dim=latent_dim,
+        prior=prior, likelihood=likelihood, posterior=posterior, pair=pair, objective=objective,
+        net=net, hidden=_widths(hidden), latent_dim=latent_dim,
         prior_options=_options("--prior-option", prior_option),
         likelihood_options=_options("--likelihood-option", likelihood_option),
         posterior_options=_options("--posterior-option", posterior_option),
@@ -243,7 +245,7 @@ def train(
         pair_options=_options("--pair-option", pair_option),
         objective_options=_options("--objective-option", objective_option),
         epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, schedule=schedule,
-        compile=compile, nonfinite=nonfinite, seed=seed, split_seed=split_seed,
+        compile=compile, nonfinite=nonfinite, precision=precision, seed=seed, split_seed=split_seed,
         device=_device(device), run=run, checkpoint_seconds=checkpoint_seconds,
         track=track or (), say=say,
     )  # fmt: skip

@@ -129,7 +129,7 @@ def batched(
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"expected {name} to be an array of numbers; got {error}") from None
         if t.is_complex():
-            raise ValueError(f"expected {name} to be real numbers; got {t.dtype}: take parts of them")
+            raise ValueError(f"expected {name} to be real; got {t.dtype}: take its parts")
         if t.dim() == 0 or len(t) == 0:
             raise ValueError(f"expected {name} to have at least one row; got {tuple(t.shape)}")
         if tensors and len(t) != len(tensors[0]):

@@ -79,6 +79,7 @@ class BetaTC(Objective):
     """
 
     couples_batch = True
+    least_rows = 2
 
     def __init__(
         self,
@@ -172,6 +173,7 @@ class InfoVAE(Objective):
     """
 
     couples_batch = True
+    least_rows = 2
     analytic_kl = True
 
     def __init__(

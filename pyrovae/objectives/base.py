@@ -34,10 +34,11 @@ class Objective(pyro.infer.ELBO):
     It serves SVI (`SVI(model, guide, optim, objective)`), `ELBOModule` (`objective(model, guide)`)
     and `fit`. To write a new one, give `estimate`; a subclass that `couples_batch` says with this
     that one datum's value depends on which others share its batch, so that the objective depends
-    on the batch's size.
+    on the batch's size. It needs `least_rows` data in a batch.
     """
 
     couples_batch = False
+    least_rows = 1
 
     @abstractmethod
     def estimate(self, model: Callable, guide: Callable, x: Tensor, *c: Tensor) -> Estimate:

@@ -12,6 +12,7 @@ OPTIONS = ("pair", "prior", "likelihood", "posterior", "net")  # each has --NAME
 
 DEFAULTS = {  # of runs older than the choice
     "optimizer": "adam", "schedule": "constant", "compile": "auto", "nonfinite": "raise",
+    "precision": "float32",
 }  # fmt: skip
 TRAINING = ("epochs", "batch_size", "lr", *DEFAULTS, "seed")
 

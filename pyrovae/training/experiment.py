@@ -199,6 +199,7 @@ def prepare(
     schedule: str = "constant",
     compile: str = "auto",
     nonfinite: str = "raise",
+    precision: str = "float32",
     stream: bool = False,
     **net: Any,
 ) -> Prepared:
@@ -270,7 +271,8 @@ def prepare(
     training = {
         "objective": objective, "objective_options": dict(objective_options or {}),
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
-        "schedule": schedule, "compile": compile, "nonfinite": nonfinite, "seed": seed,
+        "schedule": schedule, "compile": compile, "nonfinite": nonfinite,
+        "precision": precision, "seed": seed,
     }  # fmt: skip
     config = {
         "build": vae.config,
@@ -279,7 +281,7 @@ def prepare(
         "training": training,
         "versions": {name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
     }
-    check_arguments(epochs, batch_size, lr, compile)
+    check_arguments(epochs, batch_size, lr, compile, precision=precision)
     Nonfinite(nonfinite)
     if hasattr(vae.prior, "set_exemplars"):
         if stream:

@@ -24,6 +24,7 @@ from pyrovae.importance import (
     not_finite,
 )
 from pyrovae.nets import evaluating
+from pyrovae.nets.precision import bf16_matmuls
 from pyrovae.objectives import with_beta
 from pyrovae.objectives.joined import apart
 from pyrovae.training import ranks, rundir
@@ -44,10 +45,15 @@ class Trainee:
     """The pair under training: its objective per datum, and its parameters."""
 
     def __init__(
-        self, model: Callable, guide: Callable, objective: ELBO, modules: Sequence[nn.Module]
+        self,
+        model: Callable,
+        guide: Callable,
+        objective: ELBO,
+        modules: Sequence[nn.Module],
+        precision: str = "float32",
     ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
-        self.modules = modules
+        self.modules, self.precision = modules, precision
         self.bare: list[str] = []  # parameters that no module owns: the caller's store has them
         self.loose: list[str] = []  # those, and what modules in the functions' closures own
         self.theirs: dict[str, Tensor] = {}
@@ -59,6 +65,7 @@ class Trainee:
 
     def check(self, data: Epochs, held_out: Source | None) -> None:
         """Refuse data off the support of the observed site; of a stream the first batch alone."""
+        self._check_last(len(data.rows), data.batch_size)
         to_see = [(data.rows, data.in_order())]
         if held_out is not None:
             to_see.append((held_out, held_out.batches(EVALUATION_ROWS)))
@@ -92,6 +99,18 @@ class Trainee:
                 site = inspect(self.model, self.guide, *one, modules=self.modules).datum
                 if site is not None:
                     check_support(site, one[0], data.row(epoch, i, place))
+
+    def _check_last(self, n: int, size: int) -> None:
+        """Refuse a batch size that leaves too few data for the last batch."""
+        coupled = getattr(self.objective, "couples_batch", False)
+        least = max(getattr(self.objective, "least_rows", 1), ranks.size() if coupled else 1)
+        last = n % size or size
+        if last < least:
+            raise ValueError(
+                f"expected at least {least} data in each batch for {type(self.objective).__name__}"
+                f"{', one a process' if least == ranks.size() > 1 else ''}; {n} data in batches of "
+                f"{size} leave {last} for the last: take another batch_size"
+            )
 
     def _check_draws(self, structure: Structure) -> None:
         """Refuse draws without a gradient where the objective has none for them."""
@@ -207,14 +226,18 @@ class Trainee:
         rows *= self.objective.num_particles
         if mode == "never" or (mode == "auto" and not is_worth_it(parameters, rows)):
             return
+        mine = ranks.share(len(batch[0]))
+        batch = tuple(t[mine] for t in batch)
         size = self.plate_size(batch)
 
         def loss(beta: Tensor, batch: Batch) -> Tensor:
-            with self._at(beta) as (model, guide):
+            with self._rounded(), self._at(beta) as (model, guide):
                 value: Tensor = self.objective.differentiable_loss(model, guide, *batch)
             return value / size
 
         try:
+            if ranks.size() > 1 and getattr(self.objective, "couples_batch", False):
+                raise NotCompiled("the processes join what they need of the batch")
             self.compiled = CompiledStep(loss, self.objective, parameters, batch)
         except NotCompiled as reason:
             if mode == "always":
@@ -249,7 +272,7 @@ class Trainee:
         if hasattr(self.objective, "clock"):
             self.objective.clock.epoch = epoch
         # the first batch went through with validation on
-        with pyro.validation_enabled(False), self._at(beta) as (model, guide):
+        with pyro.validation_enabled(False), self._rounded(), self._at(beta) as (model, guide):
             if ranks.size() > 1 and getattr(self.objective, "couples_batch", False):
                 # what the parts have to say of each other's rows counts as they do
                 loss = self.objective.differentiable_loss(model, guide, *batch) / size
@@ -325,6 +348,9 @@ class Trainee:
         for i, batch in enumerate(batches):
             if i % ranks.size() == ranks.rank():
                 yield i, batch
+
+    def _rounded(self) -> contextlib.AbstractContextManager[Any]:
+        return bf16_matmuls() if self.precision == "bf16" else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _at(self, beta: float | Tensor) -> Iterator[tuple[Callable, Callable]]:

@@ -43,6 +43,7 @@ def fit(
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
     nonfinite: str = "raise",
+    precision: str = "float32",
     optimizer: Optimizer = adam,
     schedule: Schedule | None = None,
     beta: Beta | None = None,
@@ -84,6 +85,8 @@ def fit(
         checkpoint_seconds: from one checkpoint to the next; 0 for one after every step.
         nonfinite: of a step whose loss or gradient is not finite, which is never applied: "raise";
             "skip:N", leave it out, N times at most; "back-off:N", halve the learning rate too.
+        precision: "float32", or "bf16" for the networks' matrix products of the steps in bfloat16,
+            see `nets.precision.bf16_matmuls`; all else, and all that is measured, in float32.
         optimizer: `optimizer(parameters, lr=lr)` gives a torch optimizer; by default fused Adam.
         schedule: factor of lr as a function of the part of training done, as `optimise.cosine`; or
             by the loss after each epoch, as `optimise.Plateau`, of which a copy is used.
@@ -118,7 +121,7 @@ def fit(
         >>> len(history["loss"])
         2
     """
-    check_arguments(epochs, batch_size, lr, compile, patience, clip_norm, validation)
+    check_arguments(epochs, batch_size, lr, compile, patience, clip_norm, validation, precision)
     Nonfinite(nonfinite)
     if not 0 <= checkpoint_seconds < math.inf:
         raise ValueError(f"expected checkpoint_seconds to be >= 0; got {checkpoint_seconds!r}")
@@ -133,7 +136,7 @@ def fit(
     if device is not None:
         for module in found:
             module.to(device)
-    pair = Trainee(model, guide, objective, found)
+    pair = Trainee(model, guide, objective, found, precision)
     with (
         contextlib.ExitStack() as stack,
         rundir.claimed(run if ranks.rank() == 0 else None, resume) as path, seeded(seed),
@@ -148,6 +151,7 @@ def fit(
         request = {
             "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
             "patience": patience, "clip_norm": clip_norm, "nonfinite": nonfinite,
+            "precision": precision,
             "optimizer": _named(optimizer), "schedule": _named(schedule),
             "objective": _named(objective), "rows": len(data.rows), "data": _digest(batch),
             "beta": betas,
@@ -180,6 +184,7 @@ def check_arguments(
     patience: int | None = None,
     clip_norm: float | None = None,
     validation: Any = None,
+    precision: str = "float32",
 ) -> None:
     """Refuse numbers out of their range, before anything is made.
 
@@ -195,6 +200,8 @@ def check_arguments(
             raise ValueError(f"expected {name} to be positive and finite; got {real!r}")
     if compile not in ("auto", "always", "never"):
         raise ValueError(f"expected compile to be 'auto', 'always' or 'never'; got {compile!r}")
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f"expected precision to be 'float32' or 'bf16'; got {precision!r}")
     if patience is not None and validation is None:
         raise ValueError("expected validation data with patience; got none: pass validation=...")
 

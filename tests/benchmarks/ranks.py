@@ -70,6 +70,7 @@ def worker(rank: int, size: int, port: int, rows: int, rounds: int, steps: int, 
                 message.append(third)
     if rank == 0:
         queue.put((alone, together, message))
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
