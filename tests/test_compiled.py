@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -14,8 +15,9 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyrovae import build, fit, objectives
 from pyrovae.distributions import seeded
+from pyrovae.nets import compiling
 from pyrovae.objectives.schedules import Linear
-from pyrovae.training import compiled, trainer
+from pyrovae.training import compiled
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None,
@@ -51,30 +53,80 @@ def test_weights_and_losses_are_the_eager_steps():
     assert_same(small, bits(), objective=objective)
 
 
+def test_so_are_those_of_products_by_onednn():
+    assert_same(lambda: small(data_shape=(40,), hidden=(128,)), bits(d=40))
+
+
 def test_a_bound_of_several_draws_and_a_prior_of_the_guide():
     make = lambda: small(prior="vamp-prior", prior_options={"num_components": 5})  # noqa: E731
     assert_same(make, bits(), objective=objectives.DReG(3), epochs=4)
 
 
+def test_the_score_functions_gradient():
+    make = lambda: small(  # noqa: E731
+        prior="one-hot-categorical", posterior="one-hot-categorical", latent_dim=3
+    )
+    assert_same(make, bits(), objective=Trace_ELBO(), epochs=4)
+
+
+def test_float32_products_are_onednns_and_the_weights_may_be_views():
+    """Small products, those of float64, and vectors are left as they are."""
+    generator = torch.Generator().manual_seed(1234)
+    x, w = (torch.randn(200, 100, generator=generator) for _ in range(2))
+
+    def products(x, w):
+        return x @ w.T, x.T @ w, torch.nn.functional.linear(x, w, w[:, 0]), x[:3] @ w[:3].T
+
+    for dtype, expected in ((torch.float32, 3), (torch.float64, 0)):
+        graph = compiling._traced(products, [x.to(dtype), w.to(dtype)])
+        compiling._through_onednn(graph)
+        used = [n for n in graph.graph.nodes if n.target is compiling._linear()]
+        assert len(used) == expected * torch.backends.mkldnn.is_available()
+        for got, usual in zip(
+            compiling.Compiled(products, [x.to(dtype), w.to(dtype)])(x.to(dtype), w.to(dtype)),
+            products(x.double(), w.double()), strict=True,
+        ):  # fmt: skip
+            torch.testing.assert_close(got.double(), usual, rtol=1e-5, atol=1e-4)
+
+
+def test_shapes_that_depend_on_values_are_refused():
+    """Or another batch would meet those of the first: rejection sampling, masks as indices."""
+    x = torch.linspace(-1, 1, 10)
+    for function in (lambda x: (x[x > 0].sum(),), lambda x: (x.nonzero(),)):
+        with pytest.raises(compiling.NotCompiled, match="shapes depend on values"):
+            compiling.Compiled(function, [x])
+    rows = torch.tensor([3, 1])
+    (got,) = compiling.Compiled(lambda x: (x[rows].masked_fill(x[rows] > 0, 0.0),), [x])(x)
+    assert torch.equal(got, x[rows].clamp(max=0))
+    sphere = small(prior="von-mises-fisher", posterior="von-mises-fisher", latent_dim=3)
+    with pytest.raises(ValueError, match="as those of rejection sampling do"):
+        trained(sphere, bits(), "always")
+
+
 def test_a_step_that_differs_is_refused(monkeypatch):
     """Negative control: a log-density that is off by a thousandth."""
-    right = compiled._decompositions()
+    right = compiling.decompositions()
 
     def wrong(*args, **kwargs):
         return 1.001 * next(iter(right.values()))(*args, **kwargs)
 
-    monkeypatch.setattr(compiled, "_decompositions", lambda: dict.fromkeys(right, wrong))
+    monkeypatch.setattr(compiling, "decompositions", lambda: dict.fromkeys(right, wrong))
     with pytest.raises(ValueError, match="differs from the eager step's by .* of"):
         trained(small(), bits(), "always", objective=TraceMeanField_ELBO())
 
 
 def test_what_cannot_be_compiled_is_left_to_pyro(caplog, monkeypatch):
-    pair = small(prior="one-hot-categorical", posterior="one-hot-categorical", latent_dim=3)
+    vae = small()
+
+    def guide(x):
+        return vae.guide(x if bool((x > 0).any()) else x + 1)
+
+    pair = SimpleNamespace(model=vae.model, guide=guide, named_parameters=vae.named_parameters)
     with pytest.raises(ValueError, match="cannot be compiled: .*looks at the value of a tensor"):
-        trained(pair, bits(), "always", objective=Trace_ELBO())
+        trained(pair, bits(), "always")
     monkeypatch.setattr(compiled, "WORTH", 0.0)
     with caplog.at_level(logging.WARNING, logger="pyrovae"):
-        trained(pair, bits(), "auto", objective=Trace_ELBO(), epochs=1)
+        trained(pair, bits(), "auto", epochs=1)
     told = [r.getMessage() for r in caplog.records if r.name.startswith("pyrovae")]
     assert len(told) == 1 and "takes Pyro's time: it cannot be traced" in told[0]
 
@@ -94,7 +146,7 @@ def test_a_schedule_read_in_python_is_not_compiled():
 
 def test_the_log_density_of_pixels_is_close_enough():
     """log(1 + exp(-|l|)) for log1p(exp(-|l|)) is off by less than 1e-7 nats a pixel, in float32."""
-    (density,) = compiled._decompositions().values()
+    (density,) = compiling.decompositions().values()
     logits = -torch.linspace(0, 40, 400_001)
     exact = torch.log1p(logits.double().exp())
     error = density(logits, torch.zeros_like(logits), reduction=0).double() - exact
@@ -114,29 +166,40 @@ def test_no_setting_is_left_changed():
     item = pyro.infer.trace_elbo.torch_item
     trained(small(), bits(), "always", epochs=1)
     assert config.fallback_random == before and pyro.infer.trace_elbo.torch_item is item
-    assert trainer.LOG.name == "pyrovae.training.trainer"
+
+
+def once(kind):
+    """A row for each prior, or posterior, with the first of the other kind that it goes with."""
+    found = {}
+    for p, q in compatible(tuple(PRIORS), tuple(POSTERIORS), LIKELIHOODS[0]):
+        name = (p if kind == "prior" else q).id
+        found.setdefault(name, (kind, name, None, (p, q, LIKELIHOODS[0])))
+    return found.values()
 
 
 SLOW = [
+    *[("likelihood", like.id, None, (PRIORS[0], POSTERIORS[0], like)) for like in LIKELIHOODS],
+    *once("prior"), *once("posterior"),
     *[("objective", o.id, o, None) for o in OBJECTIVES],
     *[("pair", p.id, None, p) for p in PAIRS],
-    *[("prior", p.id, None, (p, q, LIKELIHOODS[0]))
-      for p, q in compatible(tuple(PRIORS), tuple(POSTERIORS), LIKELIHOODS[0])],
-    *[("likelihood", like.id, None, (PRIORS[0], POSTERIORS[0], like)) for like in LIKELIHOODS],
 ]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "objective", "case"), SLOW)
 def test_everything_that_compiles_agrees(kind, name, objective, case):
-    """20 steps; what does not compile says why: `pytest -n 0 -m slow -s -k everything`."""
+    """100 steps; what does not compile says why: `pytest -n 0 -m slow -s -k everything`.
+
+    In float64: a gradient of 0 but for rounding, as where the signs of a Laplace's errors cancel,
+    is a step of Adam's in float32.
+    """
     chosen = TraceMeanField_ELBO() if objective is None else objective.make()
 
     def make():
         with seeded(1):
             if kind == "objective":
-                return small()
-            return case.build() if kind == "pair" else shipped(*case)
+                return small().double()
+            return (case.build() if kind == "pair" else shipped(*case)).double()
 
     if kind == "objective":
         batch = (bits(128),)
@@ -145,10 +208,14 @@ def test_everything_that_compiles_agrees(kind, name, objective, case):
     else:
         with seeded(2), torch.no_grad():
             vae = make().eval()
-            batch = (vae.likelihood(torch.randn(16, vae.likelihood.latent_dim)).sample(),)
+            batch = (vae.likelihood(torch.randn(16, vae.likelihood.latent_dim).double()).sample(),)
         if not vae.posterior(*batch).has_rsample:
             chosen = Trace_ELBO()
+        if getattr(vae.prior, "indexed", False):
+            batch = *batch, torch.arange(len(batch[0]))
     try:
-        assert_same(make, batch, objective=chosen, epochs=20)
+        assert_same(make, batch, objective=chosen, epochs=100)
     except ValueError as reason:
         print(f"\n{kind} {name}: {reason}")
+    else:
+        print(f"\n{kind} {name}: compiles")

@@ -12,9 +12,13 @@ from pyrovae.distributions import mixed
 from pyrovae.evidence import pareto
 from pyrovae.evidence.progress import by_rows, fingerprint
 from pyrovae.evidence.results import TRUSTED_KHAT, TRUSTED_SIZE, Evidence
-from pyrovae.importance import Terms, batched, find_modules, log_terms
+from pyrovae.importance import CompiledPasses, Terms, batched, find_modules, log_terms
+from pyrovae.importance.weights import rows_of_a_pass
+from pyrovae.nets.compiling import WORTH
 
 BLOCK = 1000  # particles a datum whose weights are held at once
+FLOPS_A_NUMBER = 2  # of a row and a parameter
+PASS = 2**20  # numbers of x in one pass: 4 MB in float32, which a cache holds
 CHUNK = 2**22  # rows x particles that are done before they are kept
 
 
@@ -52,6 +56,7 @@ def iwae(
     progress: bool = False,
     resume: str | Path | None = None,
     modules: Sequence[nn.Module] = (),
+    compile: str = "auto",
 ) -> Evidence:
     """Return log (1/K) sum_k w_k, w_k = p(x, z_k) / q(z_k|x): a lower bound of log p(x) on average.
 
@@ -74,6 +79,9 @@ def iwae(
         progress: tell what there is to do, and show a bar, on stderr.
         resume: a .safetensors file that keeps what is done, and from which to go on.
         modules: those that the functions hold in their closures.
+        compile: "auto", compile the passes where there is work enough to be worth it and they can
+            be compiled; "always", whatever the work, or complain; or "never". The draws are the
+            same, and log p(x) is but for rounding.
 
     Returns:
         Evidence; `lower` is -inf with `smooth`.
@@ -93,15 +101,16 @@ def iwae(
     found = find_modules(model, guide, modules=modules)
     x, c = batched(x, c, found)
     options = (num_particles, target_error, smooth, seed)
+    passes = _compiled(model, guide, found, len(x) * num_particles, compile)
 
     def solve(rows: slice) -> Evidence:
         return _streamed(
             model, guide, x[rows], [t[rows] for t in c], num_particles, mixed(seed, rows.start),
-            modules, target_error=target_error, smooth=smooth,
+            modules, passes, target_error=target_error, smooth=smooth,
         ).evidence  # fmt: skip
 
     return by_rows(
-        Evidence, solve, len(x), max(1, CHUNK // num_particles),
+        Evidence, solve, len(x), _evenly(len(x), min(CHUNK // num_particles, _rows_of_a_pass(x))),
         cost=f"iwae: {len(x):,} data x {num_particles:,} draws = {len(x) * num_particles:,} passes "
         "through the model",
         progress=progress, resume=resume,
@@ -118,14 +127,57 @@ def summarise(
     seed: int = 0,
     modules: Sequence[nn.Module] = (),
     with_khat: bool = False,
+    compile: str = "auto",
+    of: int | None = None,
 ) -> Summary:
     """Return the ELBO, its terms and `iwae`'s evidence, all from the same draws z ~ q(z|x).
 
-    Arguments and errors: see `iwae`; `with_khat` fits Pareto k-hat, from 30 draws on.
+    Arguments and errors: see `iwae`; `with_khat` fits Pareto k-hat, from 30 draws on; `of` is how
+    many data there are in all, where these are a part, to see whether compiling is worth it.
     """
     _check(num_particles, None, with_khat)
-    x, c = batched(x, c, find_modules(model, guide, modules=modules))
-    return _streamed(model, guide, x, c, num_particles, seed, modules, with_khat=with_khat)
+    found = find_modules(model, guide, modules=modules)
+    x, c = batched(x, c, found)
+    passes = _compiled(model, guide, found, (of or len(x)) * num_particles, compile)
+    return _streamed(model, guide, x, c, num_particles, seed, modules, passes, with_khat=with_khat)
+
+
+def _compiled(
+    model: Callable, guide: Callable, modules: Sequence[nn.Module], rows: int, mode: str
+) -> CompiledPasses | None:
+    """Return compiled passes if they are wanted; `rows` are those of all passes."""
+    if mode not in ("auto", "always", "never"):
+        raise ValueError(f"expected compile to be auto, always or never; got {mode!r}")
+    work = FLOPS_A_NUMBER * rows * sum(p.numel() for m in modules for p in m.parameters())
+    if mode == "never" or (mode == "auto" and work <= WORTH):
+        return None
+    return CompiledPasses(model, guide, must=mode == "always")
+
+
+def _rows_of_a_pass(x: Tensor) -> int:
+    return min(rows_of_a_pass(x), max(1, PASS // max(1, math.prod(x.shape[1:]))))
+
+
+def _evenly(n: int, most: int) -> int:
+    """Return the size of parts of n, `most` at the most, whose last is about as long as the rest.
+
+    Example:
+        >>> _evenly(10, 4)
+        4
+        >>> _evenly(9, 8)
+        5
+    """
+    return math.ceil(n / math.ceil(n / max(1, most)))
+
+
+def _dividing(n: int, most: int) -> int:
+    """Return the largest divisor of n up to `most`, or `most` if there is none in its upper half.
+
+    Example:
+        >>> _dividing(1000, 26), _dividing(101, 26)
+        (25, 26)
+    """
+    return next((m for m in range(most, most // 2, -1) if n % m == 0), most)
 
 
 def _check(num_particles: int, target_error: float | None, tail: bool) -> None:
@@ -209,6 +261,7 @@ def _streamed(
     num_particles: int,
     seed: int,
     modules: Sequence[nn.Module],
+    passes: CompiledPasses | None,
     *,
     with_khat: bool = True,
     target_error: float | None = None,
@@ -218,11 +271,14 @@ def _streamed(
     stream = _Stream(len(x), pareto.tail_size(num_particles) + 1 if fits else 0, x.dtype)
     rows = torch.arange(len(x))
     for block, start in enumerate(range(0, num_particles, BLOCK)):
+        draws, most = min(BLOCK, num_particles - start), _rows_of_a_pass(x)
+        if len(rows) <= most:  # passes of one shape
+            most = len(rows) * _dividing(draws, min(draws, most // len(rows)))
         with torch.no_grad():
             terms = log_terms(
                 model, guide, x[rows], *(t[rows] for t in c),
-                num_particles=min(BLOCK, num_particles - start), seed=mixed(seed, block),
-                modules=modules,
+                num_particles=draws, seed=mixed(seed, block), max_rows=most, modules=modules,
+                compiled=passes if len(rows) == len(x) else None,
             )  # fmt: skip
         stream.add(terms, rows)
         if target_error is not None:

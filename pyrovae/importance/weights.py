@@ -1,77 +1,29 @@
 """Importance weights and joint densities of any valid pair, by repeated rows."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrovae.distributions import seeded
-from pyrovae.importance.structure import (
-    Repeated,
-    batched,
-    check_values,
-    find_modules,
-    inspect,
-    replayed,
-    samples,
-    traces,
+from pyrovae.importance.passes import (
+    CompiledPasses,
+    Terms,
+    _chunks,
+    _log_prob,
+    _only_site,
+    _passes,
+    _repeat,
 )
+from pyrovae.importance.structure import Repeated, batched, find_modules, inspect, samples
 from pyrovae.nets import evaluating
 
 MAX_ELEMENTS = 2**21  # numbers of x that one pass may hold: 8 MB in float32, near a cache's size
 MAX_ROWS = 2**16  # rows of a pass, where a row of x is small beside the networks' layers
-
-
-class Terms(NamedTuple):
-    """The terms of a log weight, each (K, N) in nats.
-
-    log p(x, z) - log q(z|x) = log_likelihood + log_prior - log_guide
-    """
-
-    log_likelihood: Tensor
-    log_prior: Tensor
-    log_guide: Tensor
-
-    @property
-    def log_weight(self) -> Tensor:
-        """The log weight, log p(x, z) - log q(z|x)."""
-        return self.log_likelihood + self.log_prior - self.log_guide
-
-
-def _log_prob(site: Any, *rows: int) -> Tensor:
-    """Return log p of a site, of shape `rows`: masked, but without the plate's or other scales."""
-    try:
-        log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    except ValueError:
-        check_values(site["name"], site["fn"], site["value"])  # says more than torch does
-        raise
-    log_p = scale_and_mask(log_p, mask=site["mask"])
-    if tuple(log_p.shape) != rows:
-        raise ValueError(
-            f"site {site['name']!r}: expected a log-density of shape {rows}, one a row; got "
-            f"{tuple(log_p.shape)}: is each row's distribution a function of that row alone?"
-        )
-    return log_p
-
-
-def _repeat(t: Tensor, k: int) -> Tensor:
-    return t.repeat(k, *[1] * (t.dim() - 1))
-
-
-def _chunks(n: int, k: int, size: int) -> Iterator[tuple[slice, int]]:
-    """Yield (rows, particles) that cover n rows x k particles, at most `size` of both a pass."""
-    rows = max(1, min(n, size))
-    particles = max(1, size // rows)
-    for start in range(0, n, rows):
-        for first in range(0, k, particles):
-            yield slice(start, min(start + rows, n)), min(particles, k - first)
 
 
 def log_terms(
@@ -83,6 +35,7 @@ def log_terms(
     seed: int | None = 0,
     max_rows: int | None = None,
     modules: Sequence[nn.Module] = (),
+    compiled: CompiledPasses | None = None,
 ) -> Terms:
     """Return log p(x|z), log p(z) and log q(z|x) at `num_particles` draws z ~ q(z|x) a datum.
 
@@ -98,6 +51,7 @@ def log_terms(
         seed: of the draws; None for the global generator.
         max_rows: rows x particles of one pass; by default 2^16, or what holds 2^21 numbers of x.
         modules: those that the functions hold in their closures; set to evaluation mode here.
+        compiled: compiles the passes; there are no gradients then.
 
     Returns:
         Terms, each (K, N), in nats.
@@ -115,90 +69,10 @@ def log_terms(
     size = max_rows or rows_of_a_pass(x)
     blocks: dict[int, list[Terms]] = {}
     with seeded(seed), evaluating(*found):
-        for rows, terms, _ in _passes(model, guide, x, c, num_particles, size):
+        for rows, terms, _ in _passes(model, guide, x, c, num_particles, size, compiled):
             blocks.setdefault(rows.start, []).append(terms)
     columns = [[torch.cat(t) for t in zip(*block, strict=True)] for block in blocks.values()]
     return Terms(*(torch.cat(t, 1) for t in zip(*columns, strict=True)))
-
-
-def _passes(
-    model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor], k: int, size: int
-) -> Iterator[tuple[slice, Terms, Any]]:
-    """Yield, pass by pass, the rows, their terms (draws, rows), and p(x|z) of (draws * rows,).
-
-    A guide of a single site with `rsample` runs once for all draws of some rows: no other draw can
-    have entered its distribution, so k draws of this are those of k rows alike, noise and all.
-    Values are checked against their supports in the first pass of some rows, which sees all of x.
-    """
-    done: slice | None = None
-    for rows, draws in _chunks(len(x), k, size):
-        first, done = rows != done, rows
-        data, context = x[rows], [t[rows] for t in c]
-        if first:
-            site = _only_site(guide, data, context) if k > 1 else None
-            if site is not None and not site["fn"].has_rsample:
-                site = None
-        with contextlib.nullcontext() if first else pyro.validation_enabled(False):
-            terms, datum = _pass(model, guide, data, context, draws, site)
-        _check_finite(terms.log_weight)
-        yield rows, terms, datum
-
-
-def _check_finite(log_w: Tensor) -> None:
-    """Refuse log weights (k, n) that are NaN or +inf; -inf is a weight of 0."""
-    if bool((bad := log_w.isnan() | (log_w == math.inf)).any()):
-        raise ValueError(
-            f"expected finite densities; got log weights that are NaN or +inf at {int(bad.sum())} "
-            f"of {bad.numel()} draws, of {int(bad.any(0).sum())} data: are the networks' outputs "
-            "finite?"
-        )
-
-
-def _pass(
-    model: Callable, guide: Callable, x: Tensor, c: Sequence[Tensor], k: int, site: Any
-) -> tuple[Terms, Any]:
-    """Return the terms (k, N) at k draws a datum, and p(x|z) of batch shape (k * N,).
-
-    Args:
-        model: Pyro model of (x, *c).
-        guide: Pyro guide of (x, *c).
-        x: data (N, ...).
-        c: context, N rows each.
-        k: draws a datum.
-        site: the guide's one site, already run; None to run the guide.
-    """
-    n, rows = len(x), _repeat(x, k)
-    context = [_repeat(t, k) for t in c]
-    if site is None:
-        model_trace, guide_trace = traces(model, guide, rows, context)
-        posterior = rows.new_zeros(len(rows))
-        for drawn in samples(guide_trace).values():
-            posterior = posterior + _log_prob(drawn, len(rows))
-    else:
-        z = site["fn"]((k,))
-        posterior = _log_prob(site | {"value": z}, k, n).flatten()
-        guide_trace = poutine.Trace()  # of the site alone: the plate's indices are the model's own
-        guide_trace.add_node(site["name"], **site | {"value": z.flatten(0, 1)})
-        model_trace = replayed(model, guide_trace, rows, context)
-    likelihood, prior, datum = rows.new_zeros(len(rows)), rows.new_zeros(len(rows)), None
-    for drawn in samples(model_trace).values():
-        if drawn["value"] is rows:
-            datum = drawn["fn"]
-        if drawn["is_observed"]:
-            likelihood = likelihood + _log_prob(drawn, len(rows))
-        else:
-            prior = prior + _log_prob(drawn, len(rows))
-    return Terms(*(t.reshape(k, n) for t in (likelihood, prior, posterior))), datum
-
-
-def _only_site(guide: Callable, x: Tensor, c: Sequence[Tensor]) -> Any:
-    """Return the guide's site as one run made it, or None where it has several.
-
-    The run draws a value, which must not move the generator.
-    """
-    with seeded(0), poutine.block(hide_types=["sample", "observe"]), Repeated():
-        sites = list(samples(poutine.trace(guide).get_trace(x, *c)).values())
-    return sites[0] if len(sites) == 1 and tuple(sites[0]["fn"].batch_shape) == (len(x),) else None
 
 
 def guide_density(

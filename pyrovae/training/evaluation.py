@@ -220,6 +220,7 @@ def measured(
         summary = summarise(
             pair.model, pair.guide, *chunk,
             num_particles=num_particles, seed=noise, with_khat=fits or method is not None,
+            of=len(x),
         )  # fmt: skip
         done.append((i, summary, other))
     done = sorted(sum(ranks.gathered(done), []), key=lambda found: found[0])

@@ -2,18 +2,21 @@
 
     pip install '.[dev,bench]'
     PYTHONPATH=tests python -m benchmarks.step            # --batch 128 512 2048, --threads 1
+    PYTHONPATH=tests python -m benchmarks.step --model gated --png steps.png
 
-A 784-400-20 VAE with Bernoulli pixels, the closed KL, Adam at 1e-3; each contender trains a model
-of its own on the same batches. A step is forward, backward and update; the loss is read once a
-round.
+A VAE with Bernoulli pixels, the closed KL where there is one, Adam at 1e-3; each contender trains a
+model of its own on the same batches. A step is forward, backward and update; the loss is read once
+a round. Models: "mlp", 784-400-20; "gated", gated 300-300-40 with a VampPrior of 500; "conv",
+channels 32 and 64, 20 latent numbers.
 
     compiled   the step of `fit` where it compiles: loss and gradient in one graph, fused Adam
     eager      the step of `fit(compile="never")`: Pyro's TraceMeanField_ELBO, fused Adam
     pyro       SVI.step with pyro.optim.Adam
     torch      by hand: closed KL, binary_cross_entropy_with_logits, fused Adam
     inductor   the same under torch.compile
-    numpyro    SVI.update under jax.jit, a step a call
+    numpyro    SVI.update under jax.jit, a step a call ("mlp" alone)
     scan       the same, a round's steps in one lax.scan
+    gemm       the products of matrices alone, forward and backward, by torch ("mlp" alone)
 
 Contenders take turns, a round of steps each, in one process: a ratio is that of two rounds side by
 side. "first" is the time of the first round, with whatever was compiled in it.
@@ -23,39 +26,78 @@ import argparse
 import functools
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.optim
 import torch
-from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.evidence import HIDDEN, LATENT, PIXELS, spread, use
-from pyrovae import VAE, build
+from pyrovae import VAE, build, priors
 from pyrovae.objectives import with_beta
 from pyrovae.optimise import adam
 from pyrovae.training.compiled import CompiledStep
 
 LR = 1e-3
-Round = Callable[[], float]  # trains on every batch, and returns the last loss a datum
+MODELS: dict[str, dict[str, Any]] = {  # arguments of `build`
+    "mlp": {"data_shape": (PIXELS,), "latent_dim": LATENT, "hidden": (HIDDEN,)},
+    "gated": {
+        "data_shape": (PIXELS,), "latent_dim": 40, "net": "gated-mlp", "hidden": (300, 300),
+        "prior": "vamp-prior", "prior_options": {"num_components": 500},
+    },
+    "conv": {"data_shape": (28, 28), "latent_dim": 20, "net": "conv", "hidden": (32, 64)},
+}  # fmt: skip
 
 
-def task(batch: int, steps: int) -> tuple[VAE, Tensor]:
-    """Return an untrained pair, and batches (steps, batch, pixels)."""
-    vae = build(data_shape=(PIXELS,), latent_dim=LATENT, hidden=(HIDDEN,))
+class Learner(NamedTuple):
+    """A contender at work.
+
+    Attributes:
+        train: takes a step on every batch (steps, batch, ...), and returns the last loss a datum.
+        test: returns the mean -ELBO of data (N, ...), by one draw a datum.
+        data: makes of batches what `train` takes.
+    """
+
+    train: Callable[[Any], float]
+    test: Callable[[Tensor], float]
+    data: Callable[[Tensor], Any] = lambda batches: batches
+
+
+def task(batch: int, steps: int, model: str = "mlp") -> tuple[VAE, Tensor]:
+    """Return an untrained pair, and batches (steps, batch, *data_shape)."""
+    vae = build(**MODELS[model])
     generator = torch.Generator().manual_seed(1)
-    return vae, (torch.rand(steps, batch, PIXELS, generator=generator) < 0.2).float()
+    shape = steps, batch, *vae.likelihood.data_shape
+    return vae, (torch.rand(shape, generator=generator) < 0.2).float()
 
 
-def compiled(vae: VAE, batches: Tensor) -> Round:
+def elbo_of(vae: VAE) -> TraceMeanField_ELBO | Trace_ELBO:
+    """Return Pyro's ELBO, with the closed KL where there is one."""
+    closed = isinstance(vae.prior, priors.StandardNormal)
+    return TraceMeanField_ELBO() if closed else Trace_ELBO()
+
+
+def by_elbo(vae: VAE) -> Callable[[Tensor], float]:
+    """Return a function of data that gives the mean -ELBO."""
+
+    def test(x: Tensor) -> float:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            return elbo_of(vae).loss(vae.model, vae.guide, x) / len(x)
+
+    return test
+
+
+def compiled(vae: VAE, batches: Tensor) -> Learner:
     """The step of `fit`, compiled."""
-    objective = TraceMeanField_ELBO()
+    objective = elbo_of(vae)
 
     def loss(beta: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
         model, guide = with_beta(vae.model, beta), with_beta(vae.guide, beta)
@@ -64,20 +106,20 @@ def compiled(vae: VAE, batches: Tensor) -> Round:
     parameters = list(vae.parameters())
     step, optimizer = CompiledStep(loss, objective, parameters, (batches[0],)), adam(parameters, LR)
 
-    def train() -> float:
+    def train(batches: Any) -> float:
         for batch in batches:
             value = step(1.0, (batch,))
             optimizer.step()
         return float(value)
 
-    return train
+    return Learner(train, by_elbo(vae))
 
 
-def eager(vae: VAE, batches: Tensor) -> Round:
+def eager(vae: VAE, batches: Tensor) -> Learner:
     """The step of `fit`, eager."""
-    objective, optimizer = TraceMeanField_ELBO(), adam(vae.parameters(), LR)
+    objective, optimizer = elbo_of(vae), adam(vae.parameters(), LR)
 
-    def train() -> float:
+    def train(batches: Any) -> float:
         with pyro.validation_enabled(False):
             for batch in batches:
                 optimizer.zero_grad()
@@ -87,50 +129,54 @@ def eager(vae: VAE, batches: Tensor) -> Round:
                 optimizer.step()
         return float(loss)
 
-    return train
+    return Learner(train, by_elbo(vae))
 
 
-def by_pyro(vae: VAE, batches: Tensor) -> Round:
+def by_pyro(vae: VAE, batches: Tensor) -> Learner:
     """`SVI.step`."""
-    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": LR}), TraceMeanField_ELBO())
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": LR}), elbo_of(vae))
 
-    def train() -> float:
+    def train(batches: Any) -> float:
         with pyro.validation_enabled(False):
             for batch in batches:
                 loss = svi.step(batch) / len(batch)
         return float(loss)
 
-    return train
+    return Learner(train, by_elbo(vae))
 
 
 class ByHand(nn.Module):
-    """The VAE in plain PyTorch: minus the ELBO a datum."""
+    """The VAE in plain PyTorch: minus the ELBO a datum, of the pair's networks, no more of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT)
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PIXELS)
-        )
+        self.encoder, self.decoder = vae.posterior.net, vae.likelihood.net
+        self.inputs = getattr(vae.prior, "pseudo_inputs", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the loss of x (N, pixels)."""
-        mean, log_variance = self.encoder(x).chunk(2, -1)
-        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        """Return the loss of x (N, ...)."""
+        mean, log_variance = self.encoder(x).unbind(-2)
+        noise = torch.randn_like(mean)
+        z = mean + (0.5 * log_variance).exp() * noise
         error = functional.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
-        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum()
-        return (error + kl) / len(x)
+        if self.inputs is None:
+            kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum()
+            return (error + kl) / len(x)
+        log_q = -0.5 * (noise**2 + log_variance).sum(-1)  # both without log 2 pi
+        of, spread = self.encoder(self.inputs.clamp(0, 1)).unbind(-2)
+        weight = (-spread).exp()  # |z - m|^2 / s^2 in products of matrices
+        square = z**2 @ weight.T - 2 * z @ (weight * of).T + (weight * of**2).sum(-1)
+        log_p = (-0.5 * (square + spread.sum(-1))).logsumexp(-1) - math.log(len(of))
+        return (error + (log_q - log_p).sum()) / len(x)
 
 
-def by_torch(vae: VAE, batches: Tensor, inductor: bool = False) -> Round:
+def by_torch(vae: VAE, batches: Tensor, inductor: bool = False) -> Learner:
     """Plain PyTorch, perhaps under torch.compile."""
-    module = ByHand()
+    module = ByHand(vae)
     loss_of: Any = torch.compile(module) if inductor else module
     optimizer = adam(module.parameters(), LR)
 
-    def train() -> float:
+    def train(batches: Any) -> float:
         for batch in batches:
             optimizer.zero_grad()
             loss = loss_of(batch)
@@ -138,10 +184,33 @@ def by_torch(vae: VAE, batches: Tensor, inductor: bool = False) -> Round:
             optimizer.step()
         return float(loss.detach())
 
-    return train
+    def test(x: Tensor) -> float:
+        with torch.no_grad():
+            return float(module(x))
+
+    return Learner(train, test)
 
 
-def by_numpyro(vae: VAE, batches: Tensor, scan: bool = False) -> Round:
+def by_products(vae: VAE, batches: Tensor) -> Learner:
+    """The products of a 784-400-20 VAE's step, on matrices that are there already."""
+    sizes = [(PIXELS, HIDDEN), (HIDDEN, 2 * LATENT), (LATENT, HIDDEN), (HIDDEN, PIXELS)]
+    n = batches.shape[1]
+    made = [[torch.randn(*shape) for shape in ((n, a), (b, a), (n, b))] for a, b in sizes]
+
+    def train(batches: Any) -> float:
+        with torch.no_grad():
+            for _ in batches:
+                for i, (x, weight, gradient) in enumerate(made):
+                    functional.linear(x, weight)
+                    gradient.T @ x
+                    if i:  # no gradient goes to the data
+                        gradient @ weight
+        return math.nan
+
+    return Learner(train, lambda x: math.nan)
+
+
+def by_numpyro(vae: VAE, batches: Tensor, scan: bool = False) -> Learner:
     """NumPyro's SVI, a jitted step a call or a whole round in one scan."""
     import jax
     import numpyro
@@ -171,41 +240,48 @@ def by_numpyro(vae: VAE, batches: Tensor, scan: bool = False) -> Round:
             numpyro.sample("z", ndist.Normal(mean, jnp.exp(0.5 * log_variance)).to_event(1))
 
     svi = NumPyroSVI(model, guide, Adam(LR), MeanField())
-    data = jnp.asarray(batches.numpy())
-    state = svi.init(jax.random.key(0), data[0])
+    state = svi.init(jax.random.key(0), jnp.asarray(batches[0].numpy()))
     update = jax.jit(svi.update)
     every = jax.jit(functools.partial(jax.lax.scan, svi.update))
 
-    def train() -> float:
+    def train(batches: Any) -> float:
         nonlocal state
         if scan:
-            state, losses = every(state, data)
-            return float(losses[-1]) / data.shape[1]
-        for batch in data:
+            state, losses = every(state, batches)
+            return float(losses[-1]) / batches.shape[1]
+        for batch in batches:
             state, loss = update(state, batch)
-        return float(loss) / data.shape[1]
+        return float(loss) / batches.shape[1]
 
-    return train
+    def test(x: Tensor) -> float:
+        return float(svi.evaluate(state, jnp.asarray(x.numpy()))) / len(x)
+
+    return Learner(train, test, lambda batches: jnp.asarray(batches.numpy()))
 
 
-def contenders() -> dict[str, Callable[[VAE, Tensor], Round]]:
+def contenders(model: str = "mlp") -> dict[str, Callable[[VAE, Tensor], Learner]]:
     """Return those that can run here; NumPyro is the extra `bench`, and left out without it."""
-    found: dict[str, Callable[[VAE, Tensor], Round]] = {
+    found: dict[str, Callable[[VAE, Tensor], Learner]] = {
         "compiled": compiled, "eager": eager, "pyro": by_pyro, "torch": by_torch,
         "inductor": functools.partial(by_torch, inductor=True),
     }  # fmt: skip
+    if model != "mlp":
+        return found
+    found["gemm"] = by_products
     if importlib.util.find_spec("numpyro"):
         return found | {"numpyro": by_numpyro, "scan": functools.partial(by_numpyro, scan=True)}
     print("numpyro is left out: it is not installed (pip install '.[bench]')", file=sys.stderr)
     return found
 
 
-def measured(batch: int, rounds: int, steps: int) -> dict[str, dict[str, Any]]:
+def measured(batch: int, rounds: int, steps: int, model: str = "mlp") -> dict[str, dict[str, Any]]:
     """Return the figures of each contender at a batch size, by name."""
     trains, first = {}, {}
-    for name, make in contenders().items():
+    for name, make in contenders(model).items():
         start = time.perf_counter()
-        trains[name] = make(*task(batch, steps))
+        vae, batches = task(batch, steps, model)
+        learner = make(vae, batches)
+        trains[name] = functools.partial(learner.train, learner.data(batches))
         trains[name]()
         first[name] = time.perf_counter() - start
     times: dict[str, list[float]] = {name: [] for name in trains}
@@ -228,6 +304,24 @@ def measured(batch: int, rounds: int, steps: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def draw(found: dict[int, dict[str, dict[str, Any]]], path: str) -> None:
+    """Save the figure: milliseconds a step by batch size, with the range of the rounds."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name in next(iter(found.values())):
+        rows = [figures[name]["milliseconds"] for figures in found.values()]
+        middle, low, high = (list(column) for column in zip(*rows, strict=True))
+        reach = [[m - a for m, a in zip(middle, low, strict=True)],
+                 [b - m for m, b in zip(middle, high, strict=True)]]  # fmt: skip
+        axis.errorbar(list(found), middle, reach, fmt="o-", capsize=3, label=name)
+    axis.set(xscale="log", yscale="log", xlabel="batch", ylabel="milliseconds a step")
+    axis.set_xticks(list(found), map(str, found))
+    axis.minorticks_off()
+    axis.legend()
+    figure.savefig(path, dpi=150)
+
+
 def show(batch: int, figures: dict[str, dict[str, Any]]) -> None:
     """Print the table of `measured`."""
     print(f"batch {batch}")
@@ -242,6 +336,8 @@ def show(batch: int, figures: dict[str, dict[str, Any]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="mlp")
+    parser.add_argument("--png", help="where to save the figure")
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20)
@@ -249,11 +345,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     use(options.threads)
-    found = {batch: measured(batch, options.rounds, options.steps) for batch in options.batch}
+    found = {
+        batch: measured(batch, options.rounds, options.steps, options.model)
+        for batch in options.batch
+    }
+    if options.png:
+        draw(found, options.png)
     if options.json:
         print(json.dumps(found))
         return
-    print(f"torch {torch.__version__}, {options.threads} threads of {os.cpu_count()}")
+    print(
+        f"{options.model}; torch {torch.__version__}, {options.threads} threads of {os.cpu_count()}"
+    )
     for batch, figures in found.items():
         show(batch, figures)
 
