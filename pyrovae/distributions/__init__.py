@@ -27,7 +27,7 @@ from pyrovae.distributions.missing import (
 from pyrovae.distributions.mixtures import PathwiseMixture
 from pyrovae.distributions.normals import MixtureOfNormals, diagonal_normal
 from pyrovae.distributions.products import factors, kind
-from pyrovae.distributions.seeding import mixed, seeded
+from pyrovae.distributions.seeding import mixed, reseed, seeded
 from pyrovae.distributions.sphere import VonMisesFisher
 from pyrovae.distributions.unit import ContinuousBernoulli
 
@@ -58,6 +58,7 @@ __all__ = [
     "kind",
     "observed",
     "mixed",
+    "reseed",
     "seeded",
     "split_mask",
 ]

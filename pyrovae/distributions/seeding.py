@@ -24,6 +24,20 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
+def reseed(seed: int) -> None:
+    """Seed torch's global generators: those of the devices only where there are any in use.
+
+    `torch.manual_seed` looks for them all, and takes 0.1 ms.
+
+    Args:
+        seed: a whole number of 64 bits.
+    """
+    if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def mixed(seed: int, *numbers: int) -> int:
     """Return a seed for one part of the work, made of the whole's seed and the part's numbers.
 

@@ -18,7 +18,7 @@ from pyrovae.nets.compiling import WORTH
 
 BLOCK = 1000  # particles a datum whose weights are held at once
 FLOPS_A_NUMBER = 2  # of a row and a parameter
-PASS = 2**20  # numbers of x in one pass: 4 MB in float32, which a cache holds
+PASS = 2**19  # numbers of x in one pass: 2 MB in float32, which a cache holds
 CHUNK = 2**22  # rows x particles that are done before they are kept
 
 

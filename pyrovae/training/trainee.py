@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyrovae.distributions import mixed, seeded
+from pyrovae.distributions import mixed, reseed, seeded
 from pyrovae.importance import (
     Site,
     Structure,
@@ -255,7 +255,7 @@ class Trainee:
         mine = ranks.share(len(batch[0]))
         rows = mine.stop - mine.start
         part = rows / len(batch[0])
-        torch.manual_seed(mixed(noise, ranks.rank()))
+        reseed(mixed(noise, ranks.rank()))
         loss = 0.0
         if rows:
             loss = self._step(tuple(t[mine] for t in batch), epoch, beta, parameters, part)

@@ -5,12 +5,12 @@
     PYTHONPATH=tests python -m benchmarks.step --model gated --png steps.png
 
 A VAE with Bernoulli pixels, the closed KL where there is one, Adam at 1e-3; each contender trains a
-model of its own on the same batches. A step is forward, backward and update; the loss is read once
-a round. Models: "mlp", 784-400-20; "gated", gated 300-300-40 with a VampPrior of 500; "conv",
-channels 32 and 64, 20 latent numbers.
+model of its own on the same batches. A step is forward, backward and update; `fit` reads the loss
+and the gradient's norm at every step, the others the loss once a round. Models: "mlp", 784-400-20;
+"gated", gated 300-300-40 with a VampPrior of 500; "conv", channels 32 and 64, 20 latent numbers.
 
-    compiled   the step of `fit` where it compiles: loss and gradient in one graph, fused Adam
-    eager      the step of `fit(compile="never")`: Pyro's TraceMeanField_ELBO, fused Adam
+    compiled   the steps of `fit` where it compiles: loss and gradient in one graph, fused Adam
+    eager      the steps of `fit(compile="never")`: Pyro's TraceMeanField_ELBO, fused Adam
     pyro       SVI.step with pyro.optim.Adam
     torch      by hand: closed KL, binary_cross_entropy_with_logits, fused Adam
     inductor   the same under torch.compile
@@ -30,7 +30,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -42,9 +42,10 @@ from torch.nn import functional
 
 from benchmarks.evidence import HIDDEN, LATENT, PIXELS, spread, use
 from pyrovae import VAE, build, priors
-from pyrovae.objectives import with_beta
-from pyrovae.optimise import adam
-from pyrovae.training.compiled import CompiledStep
+from pyrovae.distributions import mixed
+from pyrovae.importance import find_modules
+from pyrovae.optimise import Descent, adam
+from pyrovae.training.trainee import Trainee
 
 LR = 1e-3
 MODELS: dict[str, dict[str, Any]] = {  # arguments of `build`
@@ -61,7 +62,7 @@ class Learner(NamedTuple):
     """A contender at work.
 
     Attributes:
-        train: takes a step on every batch (steps, batch, ...), and returns the last loss a datum.
+        train: takes a step on every batch (steps, batch, ...), and returns a loss a datum.
         test: returns the mean -ELBO of data (N, ...), by one draw a datum.
         data: makes of batches what `train` takes.
     """
@@ -95,39 +96,26 @@ def by_elbo(vae: VAE) -> Callable[[Tensor], float]:
     return test
 
 
-def compiled(vae: VAE, batches: Tensor) -> Learner:
-    """The step of `fit`, compiled."""
+def by_fit(vae: VAE, batches: Tensor, compile: str = "always") -> Learner:
+    """The steps of `fit`, checks of the gradient and all."""
     objective = elbo_of(vae)
-
-    def loss(beta: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
-        model, guide = with_beta(vae.model, beta), with_beta(vae.guide, beta)
-        return objective.differentiable_loss(model, guide, *batch) / len(batch[0])
-
+    pair = Trainee(vae.model, vae.guide, objective, find_modules(vae.model, vae.guide))
     parameters = list(vae.parameters())
-    step, optimizer = CompiledStep(loss, objective, parameters, (batches[0],)), adam(parameters, LR)
+    with pair.own_store():
+        pair.compile(compile, parameters, (batches[0],), 10**9)
+    descent = Descent(parameters, epochs=10**9, steps_per_epoch=len(batches), lr=LR)
+    losses: list[float] = []
 
     def train(batches: Any) -> float:
-        for batch in batches:
-            value = step(1.0, (batch,))
-            optimizer.step()
-        return float(value)
+        def steps(epoch: int, first: int) -> Iterator[tuple[Callable[[], float], float]]:
+            for i, batch in enumerate(batches):
+                noise = mixed(0, epoch, i)
+                yield functools.partial(pair.step, (batch,), 0.0, 1.0, parameters, noise), 1.0
 
-    return Learner(train, by_elbo(vae))
-
-
-def eager(vae: VAE, batches: Tensor) -> Learner:
-    """The step of `fit`, eager."""
-    objective, optimizer = elbo_of(vae), adam(vae.parameters(), LR)
-
-    def train(batches: Any) -> float:
-        with pyro.validation_enabled(False):
-            for batch in batches:
-                optimizer.zero_grad()
-                loss = objective.loss_and_grads(vae.model, vae.guide, batch) / len(batch)
-                for p in vae.parameters():
-                    p.grad.div_(len(batch))
-                optimizer.step()
-        return float(loss)
+        with pair.own_store():
+            descent.ended = False
+            descent.run(steps, lambda epoch, loss, lr: bool(losses.append(loss)) or True)
+        return losses[-1]
 
     return Learner(train, by_elbo(vae))
 
@@ -262,8 +250,8 @@ def by_numpyro(vae: VAE, batches: Tensor, scan: bool = False) -> Learner:
 def contenders(model: str = "mlp") -> dict[str, Callable[[VAE, Tensor], Learner]]:
     """Return those that can run here; NumPyro is the extra `bench`, and left out without it."""
     found: dict[str, Callable[[VAE, Tensor], Learner]] = {
-        "compiled": compiled, "eager": eager, "pyro": by_pyro, "torch": by_torch,
-        "inductor": functools.partial(by_torch, inductor=True),
+        "compiled": by_fit, "eager": functools.partial(by_fit, compile="never"),
+        "pyro": by_pyro, "torch": by_torch, "inductor": functools.partial(by_torch, inductor=True),
     }  # fmt: skip
     if model != "mlp":
         return found
