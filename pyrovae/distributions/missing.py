@@ -99,8 +99,11 @@ def has_marginals(d: TorchDistribution) -> bool:
 
 def inside(support: constraints.Constraint, value: Tensor) -> float:
     """Return a number on the support whatever the parameters, to stand where nothing is seen."""
-    for number in INSIDE:
-        if bool(support.check(torch.full_like(value, number)).all()):
+    parts = [part for _, part in support.groups] if isinstance(support, _Columns) else [support]
+    for number in INSIDE:  # as one number, which a trace of the tensors may look at
+        one = torch.tensor(number, dtype=value.dtype, device=value.device)
+        one = one.reshape([1] * value.dim())
+        if all(bool(part.check(one).all()) for part in parts):
             return number
     raise ValueError(f"expected a support that holds one of {INSIDE}; got {support}")
 

@@ -299,8 +299,10 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
         # its own random numbers are others than torch's; what it warns of is its own, too; and it
         # looks into its cache on disk where there is a context of shapes
+        graphs = {"triton.cudagraphs": any(t.is_cuda for t in inputs)}
         with (
-            config.patch(fallback_random=True), torch.no_grad(), warnings.catch_warnings(),
+            config.patch({"fallback_random": True, **graphs}), torch.no_grad(),
+            warnings.catch_warnings(),
             tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
