@@ -89,6 +89,25 @@ def test_float32_products_are_onednns_and_the_weights_may_be_views():
             torch.testing.assert_close(got.double(), usual, rtol=1e-5, atol=1e-4)
 
 
+def test_a_weight_that_is_a_slice_is_copied():
+    """oneDNN takes a product by a slice two thousand times as long."""
+    x, w = (torch.randn(200, 300, generator=torch.Generator().manual_seed(1234)) for _ in range(2))
+
+    def product(x, w):
+        return (x[:, :100] @ w[:, 50:150].T,)
+
+    graph = compiling._traced(product, [x, w])
+    compiling._through_onednn(graph)
+    if torch.backends.mkldnn.is_available():
+        (node,) = (n for n in graph.graph.nodes if n.target is compiling._linear())
+        with torch.no_grad():
+            weight = torch.fx.Interpreter(graph, garbage_collect_values=False)
+            weight.run(x, w)
+        assert weight.env[node.args[1]].t().is_contiguous()
+    (got,) = compiling.Compiled(product, [x, w])(x, w)
+    torch.testing.assert_close(got, product(x, w)[0], rtol=1e-5, atol=1e-4)
+
+
 def test_shapes_that_depend_on_values_are_refused():
     """Or another batch would meet those of the first: rejection sampling, masks as indices."""
     x = torch.linspace(-1, 1, 10)

@@ -208,7 +208,7 @@ def test_ppca_in_closed_form():
 
 @pytest.mark.parametrize(
     ("q", "train", "test"),
-    [(2, 12.4277, 14.3601), (10, 182.1547, 186.0241), (50, 507.9054, 517.6033)],
+    [(10, 182.1547, 186.0241)],  # q = 2 and 50 too: python -m reproduce.ppca
 )
 def test_ppca_of_mnist(data_dir, q, train, test):
     """DESIGN's reference values (Tipping & Bishop 1999), x = pixel / 255."""

@@ -160,7 +160,7 @@ def _lift(graph: GraphModule) -> list[Tensor]:
 def _through_onednn(graph: GraphModule) -> None:
     """Let oneDNN multiply matrices of float32 on the CPU: on some, MKL has half its speed.
 
-    x w^T + b is what oneDNN's operation computes; w^T and x may be views of any strides.
+    x w^T + b is what oneDNN's operation computes; w^T may be a view, but of a whole matrix.
     """
     if not torch.backends.mkldnn.is_available():
         return
@@ -180,6 +180,8 @@ def _through_onednn(graph: GraphModule) -> None:
         if 2 * left.numel() * right.shape[1] < OPERATIONS:
             continue
         with graph.graph.inserting_before(node):
+            if not (right.is_contiguous() or right.t().is_contiguous()):  # a slice: oneDNN crawls
+                b = graph.graph.call_function(aten.clone.default, (b,), CONTIGUOUS)
             weight = graph.graph.call_function(aten.t.default, (b,))
             if not left.is_contiguous():  # oneDNN would copy it: let what makes it write it so
                 a = graph.graph.call_function(aten.clone.default, (a,), CONTIGUOUS)

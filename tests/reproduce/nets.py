@@ -65,7 +65,7 @@ class Joined(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, *in_shape) to (N, *out_shape)."""
-        parts = [part.contiguous() for part in x.split(self.lengths, -1)]  # oneDNN crawls on slices
+        parts = x.split(self.lengths, -1)
         layers = zip(self.first, parts, strict=True)
         found: Tensor = self.joint(torch.cat([layer(part) for layer, part in layers], -1))
         return found
