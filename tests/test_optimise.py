@@ -6,8 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pyrovae import build, fit
 from pyrovae.cli import app
-from pyrovae.optimise import NormalisedAdam, adam, adamw, cosine, descend, warm_up
+from pyrovae.optimise import NormalisedAdam, Plateau, adam, adamw, cosine, descend, warm_up
 
 
 def walked(make, gradients, lr=0.01):
@@ -95,3 +96,42 @@ def test_the_command_line_names_them(tmp_path):
         result = CliRunner().invoke(app, ["train", *option, "--run", str(tmp_path / "other")])
         assert result.exit_code == 2 and message in result.output
         assert not (tmp_path / "other").exists()
+
+
+def test_a_plateau_lowers_the_rate_only_after_so_many_epochs_without_a_better_loss():
+    schedule = Plateau(patience=3, factor=0.1, least=0.05)
+    rates = []
+    for loss in (5.0, 4.0, 4.0, 4.5, 3.9, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0):
+        schedule.after_epoch(loss)
+        rates.append(schedule(0.9))
+    assert rates == [1.0] * 7 + [0.1] * 2 + [0.1, 0.05]  # 3.9 came in time; then 3 and 3 more
+    again = Plateau(patience=3, factor=0.1, least=0.05)
+    again.load_state_dict(schedule.state_dict())
+    assert (again.rate, again.best, again.waited) == (0.05, 3.9, 0)
+    for wrong in ({"patience": 0}, {"factor": 1.0}, {"least": -0.1}):
+        with pytest.raises(ValueError, match=f"expected {next(iter(wrong))} to be"):
+            Plateau(**wrong)
+
+
+def test_fit_follows_a_plateau_by_the_validation_loss():
+    """And leaves the schedule that it was given alone."""
+    pair = build(data_shape=(4,), latent_dim=2, hidden=(8,))
+    x = torch.ones(32, 4)
+    schedule = Plateau(patience=1, factor=0.5)
+    history = fit(
+        pair.model, pair.guide, x, validation=1 - x, epochs=6, lr=0.1, schedule=schedule
+    )  # fmt: skip
+    assert history["lr"][0] == 0.1 and history["lr"][-1] <= 0.025  # it learns the opposite
+    assert schedule.rate == 1.0 and schedule.waited == 0
+
+
+def test_each_step_has_noise_of_its_own():
+    """By epoch and step: the draws of two epochs of two steps are four."""
+    drawn = []
+    pair = build(data_shape=(4,), latent_dim=2, hidden=(8,))
+    pair.likelihood.net.register_forward_pre_hook(
+        lambda module, args: drawn.append(args[0].detach().clone()) if module.training else None
+    )
+    fit(pair.model, pair.guide, torch.ones(8, 4), epochs=2, batch_size=4, lr=1e-9)
+    steps = torch.stack([z for z in drawn if len(z) == 4][-4:])
+    assert len(steps.flatten(1).unique(dim=0)) == 4

@@ -4,8 +4,9 @@
 
 The step of `fit` on a 784-400-20 VAE with Bernoulli pixels, compiled, one thread a process, gloo
 on one machine; update included. In each round the first process trains alone while the others
-wait, then all train together: a ratio is that of two rounds side by side. "message" is the time of
-summing the gradient over the processes alone.
+wait, then all train together: a ratio is that of two rounds side by side. "apart" is all of them at
+once without a word to each other: what the machine itself takes of the scaling; "message" the time
+of summing the gradient over the processes alone.
 """
 
 import argparse
@@ -52,12 +53,15 @@ def worker(rank: int, size: int, port: int, rows: int, rounds: int, steps: int, 
                 optimizer.step()
             return (time.perf_counter() - start) / steps
 
-        alone, together, message = [], [], []
+        times: dict[str, list[float]] = {"alone": [], "apart": [], "together": [], "message": []}
         for turn in range(rounds + 1):  # the first warms up
             distributed.barrier()
             if rank == 0:
                 with mock.patch.object(ranks, "together", lambda: False):
                     first = train(x)
+            distributed.barrier()
+            with mock.patch.object(ranks, "together", lambda: False):
+                between = train(x)
             distributed.barrier()
             second = train(whole)
             start = time.perf_counter()
@@ -65,11 +69,10 @@ def worker(rank: int, size: int, port: int, rows: int, rounds: int, steps: int, 
                 ranks.add([p.grad for p in parameters])
             third = (time.perf_counter() - start) / steps
             if rank == 0 and turn:
-                alone.append(first)
-                together.append(second)
-                message.append(third)
+                for row, value in zip(times.values(), (first, between, second, third), strict=True):
+                    row.append(value)
     if rank == 0:
-        queue.put((alone, together, message))
+        queue.put(times)
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -87,15 +90,14 @@ def measured(rows: int, size: int, rounds: int, steps: int) -> dict[str, Any]:
     ]
     for process in processes:
         process.start()
-    alone, together, message = queue.get()
+    times = queue.get()
     for process in processes:
         process.join()
-    return {
-        "alone": 1e3 * statistics.median(alone),
-        "together": 1e3 * statistics.median(together),
-        "message": 1e3 * statistics.median(message),
-        "scaling": spread([size * a / b for a, b in zip(alone, together, strict=True)]),
-    }
+    found: dict[str, Any] = {name: 1e3 * statistics.median(row) for name, row in times.items()}
+    for name in ("apart", "together"):
+        ratios = [size * a / b for a, b in zip(times["alone"], times[name], strict=True)]
+        found[f"scaling_{name}"] = spread(ratios)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,11 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(found))
         return
     print(f"{options.size} processes of one thread, {os.cpu_count()} cores; ms a step")
-    print(f"{'rows a process':>15}{'alone':>9}{'together':>10}{'message':>9}{'scaling':>9}")
+    columns = ("alone", "apart", "together", "message")
+    print(f"{'rows a process':>15}" + "".join(f"{c:>10}" for c in columns), end="")
+    print(f"{'scaling':>10}{'(least, most)':>16}{'apart':>7}")
     for n, row in found.items():
-        scaling, least, most = row["scaling"]
-        print(f"{n:15,}{row['alone']:9.2f}{row['together']:10.2f}{row['message']:9.2f}", end="")
-        print(f"{scaling:9.2f} ({least:.2f}, {most:.2f})")
+        scaling, least, most = row["scaling_together"]
+        print(f"{n:15,}" + "".join(f"{row[c]:10.2f}" for c in columns), end="")
+        print(f"{scaling:10.2f}{f'({least:.2f}, {most:.2f})':>16}{row['scaling_apart'][0]:7.2f}")
 
 
 if __name__ == "__main__":
