@@ -92,7 +92,8 @@ def measured(rows: int, size: int, rounds: int, steps: int) -> dict[str, Any]:
         process.start()
     times = queue.get()
     for process in processes:
-        process.join()
+        process.join(30)
+        process.kill()
     found: dict[str, Any] = {name: 1e3 * statistics.median(row) for name, row in times.items()}
     for name in ("apart", "together"):
         ratios = [size * a / b for a, b in zip(times["alone"], times[name], strict=True)]
