@@ -43,7 +43,7 @@ def test_memory_is_measured():
 def test_all_train_the_same_model():
     """From starts of their own, on the same batches: the loss falls alike. The rest is compiled."""
     losses = {}
-    for name in ("eager", "pyro", "torch", "numpyro"):
+    for name in ("eager", "pyro", "torch", "pythae", "numpyro"):
         make = step.contenders().get(name)
         if make is not None:
             vae, batches = step.task(batch=32, steps=60)

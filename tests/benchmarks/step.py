@@ -14,6 +14,7 @@ and the gradient's norm at every step, the others the loss once a round. Models:
     pyro       SVI.step with pyro.optim.Adam
     torch      by hand: closed KL, binary_cross_entropy_with_logits, fused Adam
     inductor   the same under torch.compile
+    pythae     its VAE of the same networks, where it is installed, without its trainer
     numpyro    SVI.update under jax.jit, a step a call ("mlp" alone)
     scan       the same, a round's steps in one lax.scan
     gemm       the products of matrices alone, forward and backward, by torch ("mlp" alone)
@@ -179,6 +180,50 @@ def by_torch(vae: VAE, batches: Tensor, inductor: bool = False) -> Learner:
     return Learner(train, test)
 
 
+def by_pythae(vae: VAE, batches: Tensor) -> Learner:
+    """pythae's VAE with the pair's networks, its loss and fused Adam, without its trainer."""
+    from pythae.models import VAE as TheirVAE
+    from pythae.models import VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = vae.posterior.net
+
+        def forward(self, x: Tensor) -> Any:
+            mean, log_variance = self.net(x).unbind(-2)
+            return ModelOutput(embedding=mean, log_covariance=log_variance)
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = vae.likelihood.net
+
+        def forward(self, z: Tensor) -> Any:
+            return ModelOutput(reconstruction=self.net(z).sigmoid())
+
+    shape, latent = tuple(vae.likelihood.data_shape), vae.likelihood.latent_dim
+    config = VAEConfig(input_dim=shape, latent_dim=latent, reconstruction_loss="bce")
+    model = TheirVAE(config, Encoder(), Decoder())
+    optimizer = adam(model.parameters(), LR)
+
+    def train(batches: Any) -> float:
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = model({"data": batch}).loss
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach())
+
+    def test(x: Tensor) -> float:
+        with torch.no_grad():
+            return float(model({"data": x}).loss)
+
+    return Learner(train, test)
+
+
 def by_products(vae: VAE, batches: Tensor) -> Learner:
     """The products of a 784-400-20 VAE's step, on matrices that are there already."""
     sizes = [(PIXELS, HIDDEN), (HIDDEN, 2 * LATENT), (LATENT, HIDDEN), (HIDDEN, PIXELS)]
@@ -253,6 +298,8 @@ def contenders(model: str = "mlp") -> dict[str, Callable[[VAE, Tensor], Learner]
         "compiled": by_fit, "eager": functools.partial(by_fit, compile="never"),
         "pyro": by_pyro, "torch": by_torch, "inductor": functools.partial(by_torch, inductor=True),
     }  # fmt: skip
+    if model != "gated" and importlib.util.find_spec("pythae"):
+        found["pythae"] = by_pythae
     if model != "mlp":
         return found
     found["gemm"] = by_products
