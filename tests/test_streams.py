@@ -199,7 +199,7 @@ def test_fit_on_a_stream_is_fit_on_its_rows(tmp_path, monkeypatch):
     found, in_memory = trained(stream), trained(x)
     assert not torch.equal(found, in_memory)
     order = source(stream, []).order
-    monkeypatch.setattr(batches, "_order", lambda _, size, generator: (*order(size, generator),))
+    monkeypatch.setattr(batches.Indexed, "order", lambda self, *arguments: order(*arguments))
     assert torch.equal(trained(x), found)
 
 

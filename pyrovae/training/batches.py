@@ -50,22 +50,31 @@ class Source(Protocol):
         ...
 
 
-class InMemory:
-    """Tensors that are indexed whole batches at a time, never row by row."""
+class Indexed:
+    """Rows that are had by their numbers, shuffled all of them."""
 
     streamed = False
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def order(
+        self, size: int, generator: torch.Generator | None = None, skip: int = 0
+    ) -> Iterator[Tensor]:
+        """Yield the row numbers of the batches that `batches` yields."""
+        n = len(self)
+        numbers = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+        return iter(numbers.split(size)[skip:])
+
+
+class InMemory(Indexed):
+    """Tensors that are indexed whole batches at a time, never row by row."""
 
     def __init__(self, tensors: Batch) -> None:
         self.tensors = tensors
 
     def __len__(self) -> int:
         return len(self.tensors[0])
-
-    def order(
-        self, size: int, generator: torch.Generator | None = None, skip: int = 0
-    ) -> Iterator[Tensor]:
-        """Yield the row numbers of the batches that `batches` yields."""
-        return iter(_order(len(self), size, generator)[skip:])
 
     def batches(
         self, size: int, generator: torch.Generator | None = None, skip: int = 0
@@ -82,22 +91,14 @@ class InMemory:
             yield tuple(t[there] for t in self.tensors)
 
 
-class FromDataset:
+class FromDataset(Indexed):
     """A torch Dataset, read row by row through a DataLoader."""
-
-    streamed = False
 
     def __init__(self, dataset: Dataset, modules: Sequence[nn.Module]) -> None:
         self.dataset, self.modules = dataset, modules
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
-
-    def order(
-        self, size: int, generator: torch.Generator | None = None, skip: int = 0
-    ) -> Iterator[Tensor]:
-        """Yield the row numbers of the batches that `batches` yields."""
-        return iter(_order(len(self), size, generator)[skip:])
 
     def batches(
         self, size: int, generator: torch.Generator | None = None, skip: int = 0
@@ -110,11 +111,6 @@ class FromDataset:
         for batch in DataLoader(self.dataset, batch_sampler=rows):
             x, *c = batch if isinstance(batch, tuple | list) else (batch,)
             yield _tensors(x, c, self.modules)
-
-
-def _order(n: int, size: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
-    numbers = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
-    return numbers.split(size)
 
 
 def source(data: Any, modules: Sequence[nn.Module]) -> Source:
