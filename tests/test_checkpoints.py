@@ -11,7 +11,7 @@ import struct
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from test_killed import stop_after, train
 
 from pyrovae import build, fit, load
@@ -249,6 +249,29 @@ def test_numbers_that_changed_under_an_old_file_are_not_found(tmp_path):
     without = struct.pack("<Q", struct.unpack("<Q", content[:8])[0] + 1) + without[8:]
     (tmp_path / "a" / rundir.WEIGHTS).write_bytes(without)
     load(tmp_path / "a")
+
+
+def test_a_flipped_byte_of_tensors_is_refused(tmp_path):
+    path = tmp_path / "e.safetensors"
+    rundir.write_tensors(path, {"log_evidence": torch.arange(5.0)})
+    assert torch.equal(rundir.read_tensors(path)["log_evidence"], torch.arange(5.0))
+    flipped(tmp_path, path.name, -2)
+    assert len(load_file(path)["log_evidence"]) == 5  # negative control: safetensors sees nothing
+    with pytest.raises(CheckpointError, match="not what was written"):
+        rundir.read_tensors(path)
+
+
+def test_epochs_whose_state_was_not_kept_are_written_down_once(tmp_path):
+    """Killed after an epoch's row and before any checkpoint: the history begins anew."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "a", every=1000.0, callbacks=[stop_after(2)])
+    rows = []
+
+    def count(epoch, record):
+        rows.append((tmp_path / "a" / rundir.HISTORY).read_text().count("\n"))
+
+    train(tmp_path / "a", resume=True, every=1000.0, epochs=3, callbacks=[count])
+    assert rows == [2, 3, 4]  # a header, and each epoch once
 
 
 # One writer

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pyrovae import diagnostics, evidence
@@ -244,10 +242,10 @@ def open_run(run: Path, data_dir: Path | None = None) -> Opened:
             float(figures[key])
         for key in MANNER:
             figures[key]
-        each = load_file(run / "evaluation.safetensors")["log_evidence"]
+        each = rundir.read_tensors(run / "evaluation.safetensors")["log_evidence"]
         if len(each) != figures["n"]:
             raise ValueError(f"{len(each)} data, not {figures['n']}")
-    except (ValueError, KeyError, TypeError, OSError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
             f"the figures of {run} are damaged: {error!r}; run `pyrovae evaluate {run}`"
         ) from None

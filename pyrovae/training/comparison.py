@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pyrovae.nets.naming import normalised
@@ -232,14 +230,14 @@ def _read(run: Path) -> _Measured:
         )
     try:
         figures = json.loads(path.read_text())
-        each = load_file(run / "evaluation.safetensors")["log_evidence"]
+        each = rundir.read_tensors(run / "evaluation.safetensors")["log_evidence"]
         with (run / "history.csv").open(newline="") as file:
             epochs = len(list(csv.DictReader(file)))
         whole = len(each) == figures["n"] and math.isclose(
             float(each.double().mean()), figures["log_evidence"], rel_tol=1e-9
         )
         missing = {*NAMED, *MEASURED, "sha256", "measure"} - set(figures)
-    except (ValueError, KeyError, TypeError, OSError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
             f"the figures of {run} are damaged: {error!r}; run `pyrovae evaluate {run}`"
         ) from None

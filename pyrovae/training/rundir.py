@@ -192,6 +192,8 @@ def begin(run: Path, config: Mapping[str, Any] | None, history: History) -> None
         write_config(run, {"build": config})
     if len(history):
         write_history(run, history)
+    else:  # epochs that were written down, and whose state was not kept, come again
+        (run / HISTORY).unlink(missing_ok=True)
 
 
 def appending(run: Path) -> Callable[[int, Mapping[str, float | None]], None]:
