@@ -15,7 +15,7 @@ import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -125,6 +125,8 @@ ARRAYS = DTYPES.flatmap(
 
 @FUZZ
 @given(ARRAYS)
+@example(np.array([882.0], "f2"))  # the first guides of some seeds overflow
+@example(np.array([[3e38]], "f4"))
 def test_any_array(array):
     """Of one likelihood on the real line and one of bits: trained on, or refused with a reason."""
     shape = array.shape[1:] or (1,)

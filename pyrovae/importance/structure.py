@@ -15,6 +15,8 @@ from pyrovae.distributions import seeded
 from pyrovae.nets import evaluating, find_modules
 from pyrovae.pairs.refinement import Repeated
 
+LARGE = 100.0  # data beyond this may be what takes a distribution's parameters out of range
+
 
 @dataclass(frozen=True)
 class Plate:
@@ -234,6 +236,11 @@ def inspect(
                 cause = (
                     "are event dimensions declared with .to_event, and is the data's plate of size "
                     "len(x) at dim -1?"
+                )
+            if cause is None and "constraint" in reason and float(x.abs().max()) > LARGE:
+                cause = (
+                    f"expected data that the networks' first weights can take; got numbers as large "
+                    f"as {float(x.abs().max()):.3g}: scale them, to unit variance for instance"
                 )
             raise ValueError(
                 f"the pair cannot be run on {len(x)} rows: {reason}"

@@ -3,7 +3,6 @@
 import functools
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,12 +81,10 @@ class Loop:
         """Take the steps that are left, and leave the best weights in the pair."""
         ranks.same(self.trainee.live().values())
         self.started = self.saved = time.perf_counter()
-        with warnings.catch_warnings(), tqdm(
+        with tqdm(
             total=len(self.betas) * self.steps, initial=self.descent.done, unit="step",
             disable=None if ranks.rank() == 0 else True, leave=False,
         ) as self.bar:  # fmt: skip
-            # a loss that is not finite is for the descent to report
-            warnings.filterwarnings("ignore", "Encountered (NaN|inf|\\+inf|-inf)")
             try:
                 self.descent.run(self._batches, self._after_epoch, self._after_step, self._explain)
             except FloatingPointError as error:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,9 @@ def _config(model: Any) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _training(modules: Sequence[nn.Module]) -> Iterator[None]:
-    with evaluating(*modules):  # which sets every mode back at the end
+    with evaluating(*modules), warnings.catch_warnings():  # sets every mode back at the end
+        # a loss that is not finite is for the descent to report
+        warnings.filterwarnings("ignore", "Encountered (NaN|inf|\\+inf|-inf)")
         for module in modules:
             module.train()
         yield
