@@ -2,6 +2,7 @@
 
     PYROVAE_DATA=FOLDER PYTHONPATH=tests python -m reproduce.vamp_prior --runs FOLDER
         # --epochs 1000 --warm-up 100, --rows standard-normal vamp-prior, --limit 1000
+        # --epochs 300 --warm-up 30 --lr 1e-3 --schedule cosine: nearer the end in fewer epochs
 
 Published by Norouzi, Fleet & Norouzi (2020), who ran the code of Tomczak & Welling (2018) again.
 Their set-up: 50,000 images, binarised afresh in every batch of 100, 10,000 to validate and 10,000
@@ -19,13 +20,14 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyrovae import VAE, data, likelihoods, posteriors, priors
-from pyrovae.optimise import NormalisedAdam
+from pyrovae.optimise import NormalisedAdam, cosine
 from pyrovae.pairs import HierarchicalVAE, TopDown
 from reproduce import tables
 from reproduce.nets import GATED, Shape, clipped, joined
 
 LATENT, BATCH, LR, PATIENCE = 40, 100, 5e-4, 50
 EPOCHS, WARM_UP, IMAGES, PARTICLES = 1000, 100, 10_000, 5000  # as published
+SCHEDULES = {"constant": None, "cosine": cosine}
 ROWS: dict[str, tuple[int, bool, tuple[float, float]]] = {  # levels, VampPrior?, published
     "standard-normal": (1, False, (84.45, 0.12)),
     "vamp-prior": (1, True, (82.43, 0.06)),
@@ -69,6 +71,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = tables.parser("VampPrior and the standard normal on dynamic MNIST.", list(ROWS))
     made.add_argument("--epochs", type=int, default=EPOCHS, help="at the most")
     made.add_argument("--warm-up", type=int, default=WARM_UP, help="epochs in which beta rises")
+    made.add_argument("--lr", type=float, default=LR, help="learning rate, at the beginning")
+    made.add_argument("--schedule", choices=list(SCHEDULES), default="constant", help="of it")
     return tables.parsed(made, arguments)
 
 
@@ -83,10 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.manual_seed(options.seed)
         pair = (one_level if levels == 1 else two_levels)(found.data_shape, vamp)
         setting = f"epochs-{options.epochs}-warm-up-{options.warm_up}-seed-{options.seed}"
+        if (options.lr, options.schedule) != (LR, "constant"):
+            setting += f"-lr-{options.lr:g}-{options.schedule}"
         run = options.runs / "dynamic-mnist" / f"{name}-{setting}"
         training[name] = tables.train(
             run, pair, found.train, objective=Trace_ELBO(), epochs=options.epochs,
-            batch_size=BATCH, lr=LR, validation=found.validation, seed=options.seed,
+            batch_size=BATCH, lr=options.lr, schedule=SCHEDULES[options.schedule],
+            validation=found.validation, seed=options.seed,
             optimizer=NormalisedAdam, beta=tables.warm_up(options.warm_up), patience=PATIENCE,
             transform=found.transform,
         )  # fmt: skip
@@ -94,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     differs = tables.departures(
         {
             "epochs at the most": (options.epochs, EPOCHS), "warm-up": (options.warm_up, WARM_UP),
+            "learning rate": (f"{options.lr:g}, {options.schedule}", f"{LR:g}, constant"),
             "test images": (len(test), IMAGES), "draws": (options.num_particles, PARTICLES),
         },
         "biases start at 0 (published torch's own)",
