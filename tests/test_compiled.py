@@ -150,6 +150,21 @@ def test_what_cannot_be_compiled_is_left_to_pyro(caplog, monkeypatch):
     assert len(told) == 1 and "takes Pyro's time: it cannot be traced" in told[0]
 
 
+@pytest.mark.slow  # half a minute of the compiler
+def test_a_compiler_older_than_the_processor(tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    log, old = tmp_path / "log", tmp_path / "g++"
+    old.write_text(
+        f'#!/bin/sh\ncase "$*" in *-mavx512*) echo 512 >> {log}; exit 1;; esac\nexec g++ "$@"\n'
+    )
+    old.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with config.patch({"cpp.cxx": (str(old),), "force_disable_caches": True}):
+        assert_same(small, bits())
+    assert log.exists() == ("AVX512" in torch.backends.cpu.get_cpu_capability())
+
+
 def test_short_trainings_are_not_worth_it():
     """The digits of the first command; MNIST's 20 epochs are."""
     digits = [torch.zeros(64_084)]

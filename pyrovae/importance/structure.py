@@ -237,10 +237,11 @@ def inspect(
                     "are event dimensions declared with .to_event, and is the data's plate of size "
                     "len(x) at dim -1?"
                 )
-            if cause is None and "constraint" in reason and float(x.abs().max()) > LARGE:
+            largest = float(x.abs().max()) if x.numel() else 0.0
+            if cause is None and "constraint" in reason and largest > LARGE:
                 cause = (
-                    f"expected data that the networks' first weights can take; got numbers as large "
-                    f"as {float(x.abs().max()):.3g}: scale them, to unit variance for instance"
+                    "expected data that the networks' first weights can take; got numbers as "
+                    f"large as {largest:.3g}: scale them, to unit variance for instance"
                 )
             raise ValueError(
                 f"the pair cannot be run on {len(x)} rows: {reason}"

@@ -293,6 +293,13 @@ def _linear() -> Any:
 def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """Return the graph compiled by Inductor; it draws from the generators as the function does."""
     try:
+        return _by_inductor(graph, inputs, None)
+    except NotCompiled:  # perhaps the compiler is older than the processor and its AVX-512
+        return _by_inductor(graph, inputs, 256)
+
+
+def _by_inductor(graph: GraphModule, inputs: list[Tensor], bits: int | None) -> Callable[..., Any]:
+    try:
         from torch._guards import TracingContext, tracing
         from torch._inductor import config
         from torch._inductor.compile_fx import compile_fx
@@ -301,10 +308,14 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
         # its own random numbers are others than torch's; what it warns of is its own, too; and it
         # looks into its cache on disk where there is a context of shapes
-        graphs = {"triton.cudagraphs": any(t.is_cuda for t in inputs)}
+        options = {
+            "fallback_random": True,
+            "triton.cudagraphs": any(t.is_cuda for t in inputs),
+            "cpp.vec_isa_ok": True,  # what the processor says it has: to try takes half the time
+            "cpp.simdlen": bits,  # of a vector
+        }
         with (
-            config.patch({"fallback_random": True, **graphs}), torch.no_grad(),
-            warnings.catch_warnings(),
+            config.patch(options), torch.no_grad(), warnings.catch_warnings(),
             tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
