@@ -36,6 +36,16 @@ def test_rows_off_the_support_are_refused_by_their_number_as_they_come(likelihoo
             fit(vae.model, vae.guide, train, epochs=1)
 
 
+def test_a_bad_row_of_the_validation_data_is_no_fault_of_the_parameters(tmp_path):
+    x = np.random.default_rng(1234).normal(size=(20_000, 2)).astype(np.float32)
+    x[15_000, 1] = np.nan  # behind what is looked at in the beginning
+    np.save(tmp_path / "x.npy", x)
+    held_out = data.stream(tmp_path / "x.npy", window=2000)
+    vae = build(data_shape=(2,), latent_dim=1, hidden=(4,), likelihood="normal")
+    with pytest.raises(ValueError, match=r"the first nan at index \(15000, 1\)"):
+        fit(vae.model, vae.guide, x[:100], epochs=1, validation=held_out)
+
+
 def test_a_support_that_differs_by_row_is_not_that_of_any_rows():
     import pyro
     import pyro.distributions as dist

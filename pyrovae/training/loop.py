@@ -17,6 +17,7 @@ from pyrovae.training.batches import EVALUATION_ROWS, Batch, Epochs, Source
 from pyrovae.training.checkpoints import CheckpointError
 from pyrovae.training.history import History
 from pyrovae.training.stopping import Interrupted
+from pyrovae.training.streams import RowsRefused
 from pyrovae.training.trainee import Trainee
 
 Callback = Callable[[int, Mapping[str, float | None]], None]
@@ -187,6 +188,8 @@ class Loop:
             held_out = self.held_out
             validation_loss = None if held_out is None else self.trainee.loss(held_out)
             reconstruction, kl = self.trainee.terms(self._rows_for_terms())
+        except RowsRefused:
+            raise
         except ValueError as error:  # the data were checked, so it is the parameters
             raise FloatingPointError(
                 f"the pair cannot be evaluated after epoch {epoch + 1}: "

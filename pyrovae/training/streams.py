@@ -22,6 +22,10 @@ Batch = tuple[Tensor, ...]
 AHEAD = 8  # in order, an eighth of a window is read at once: often the first rows are enough
 
 
+class RowsRefused(ValueError):
+    """Rows that came and are no good: a mistake in the data, whenever it is found."""
+
+
 @dataclass(frozen=True)
 class Window:
     """Rows that are in memory together.
@@ -94,7 +98,7 @@ class Windowed:
         Shuffled within windows where there is a generator: see `data.stream`.
 
         Raises:
-            ValueError: values that are not finite, by row and column.
+            RowsRefused: values that are not finite, or no levels, by row and column.
         """
         windows = (w for w in self._windows(generator) if w.stop > skip * size)
         return self._pieces(self._read(windows), size, skip, self._checked)
@@ -164,7 +168,7 @@ class Windowed:
         rows = bad.cpu().reshape(len(bad), -1).any(-1).nonzero().flatten()
         i = int(rows[numbers[rows].argmin()])
         place = bad[i].nonzero()[0].tolist()
-        raise ValueError(
+        raise RowsRefused(
             f"expected {what}; got {int(bad.sum())} bad values in a batch, the first "
             f"{float(t[i, *place]):.6g} at index {(int(numbers[i]), *place)}: {remedy}"
         )
