@@ -17,7 +17,14 @@ TABLES = {  # the command, its arguments, and the rows that it prints
         vamp_prior.main, ["--epochs", "2", "--warm-up", "1"],
         [*vamp_prior.ROWS, *vamp_prior.DIFFERENCES],
     ),
+    "vamp-prior by a cosine": (
+        vamp_prior.main,
+        ["--epochs", "2", "--warm-up", "1", "--lr", "1e-3", "--schedule", "cosine",
+         "--rows", "standard-normal"],
+        ["standard-normal"],
+    ),
     "iwae": (iwae.main, ["--stages", "2"], [*iwae.ROWS, *iwae.DIFFERENCES]),
+    "iwae by a cosine": (iwae.main, ["--cosine", "2", "--rows", "iwae-1"], ["iwae-1"]),
     "frey-faces": (
         frey_faces.main, ["--epochs", "2", "--warm-up", "1"],
         ["standard-normal", "vamp-prior", "standard-normal less vamp-prior"],

@@ -85,7 +85,10 @@ def parsed(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> ar
         SystemExit: 2, with the reason on stderr.
     """
     options = made.parse_args(arguments)
-    least = {"epochs": 1, "stages": 1, "warm_up": 0, "limit": 2, "num_particles": 1, "threads": 1}
+    least = {
+        "epochs": 1, "stages": 1, "cosine": 1, "warm_up": 0, "limit": 2, "num_particles": 1,
+        "threads": 1,
+    }  # fmt: skip
     for name, low in least.items():
         value = getattr(options, name, None)
         if value is not None and value < low:
