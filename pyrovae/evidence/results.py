@@ -34,7 +34,11 @@ class Evidence:
 
     @property
     def trusted(self) -> Tensor:
-        """Is the standard error to be trusted: k-hat < 0.5, more than 100 effective draws? (N,)."""
+        """Is the standard error to be trusted: k-hat < 0.5, more than 100 effective draws? (N,).
+
+        It is the same draws that say so: where the true k is near 1/2, those whose large weights
+        have not come yet are trusted too often, and their intervals cover too rarely.
+        """
         if self.khat is None:
             return torch.zeros_like(self.log_evidence, dtype=torch.bool)
         return (self.khat < TRUSTED_KHAT) & (self.effective_sample_size > TRUSTED_SIZE)
