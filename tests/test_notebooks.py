@@ -12,7 +12,8 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = [
     "01_why_vaes_are_variational", "02_model_and_guide_in_pyro", "03_swap_the_prior",
-    "04_swap_the_likelihood",
+    "04_swap_the_likelihood", "05_how_good_is_my_guide", "06_beyond_images",
+    "07_compare_models_like_a_statistician",
 ]  # fmt: skip
 MAX_LINES = 15  # of a code cell
 MARKER = re.compile(r"^# %%(.*)$", re.MULTILINE)
