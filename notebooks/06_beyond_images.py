@@ -55,12 +55,18 @@ from pyrovae.likelihoods import NegativeBinomial, Poisson
 from pyrovae.optimise import cosine
 from pyrovae.posteriors import FullRankNormal
 from pyrovae.priors import StandardNormal
-from pyrovae.training.comparison import paired
 
 # %%
 # %matplotlib inline
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
 BLUE, RED, GREEN, GREY, INK = "#0b5fa5", "#c8553d", "#3a7d44", "#8c8c8c", "#222222"
+EAGER = {"schedule": cosine, "compile": "never"}  # of `fit`: these trainings are short
+
+
+def told(values, digits=2):
+    """Return the mean and its standard error as text; of differences, a paired error."""
+    return f"{values.mean():.{digits}f} +- {values.std() / len(values) ** 0.5:.{digits}f}"
+
 
 # %% [markdown]
 # The sizes of this run, all in one place.
@@ -71,31 +77,34 @@ SEEDS, TABLE_EPOCHS, COUNT_EPOCHS, DIGIT_EPOCHS = range(4), 80, 120, 50
 LABELLED_EPOCHS, ALL_EPOCHS, SERIES_EPOCHS, PARTICLES, TESTED = 300, 40, 45, 200, 150
 if SMOKE:
     SEEDS, TABLE_EPOCHS, COUNT_EPOCHS, DIGIT_EPOCHS = range(2), 2, 2, 2
-    LABELLED_EPOCHS, ALL_EPOCHS, SERIES_EPOCHS, PARTICLES, TESTED = 2, 1, 1, 20, 20
-EAGER = {"schedule": cosine, "compile": "never"}  # these trainings are short
+    LABELLED_EPOCHS, ALL_EPOCHS, SERIES_EPOCHS, PARTICLES, TESTED = 2, 1, 1, 30, 20
 
 # %% [markdown]
 # ## 1. A table with holes
 #
 # The table: 442 patients with diabetes (Efron et al. 2004): age, sex, body mass index, blood
 # pressure, six blood values, and how far the disease went in a year. A quarter of all entries is
-# removed at random, from training and test rows alike. You will see the first rows.
+# removed at random, from training and test rows alike. You will see the first rows, in standard
+# deviations of the training rows; the sex is 0 or 1.
 
 # %%
-table = load_diabetes(scaled=False)
+table, TRAIN = load_diabetes(scaled=False), 300  # rows; the others are for testing
 NAMES = ["age", "sex", "bmi", "bp", "tc", "ldl", "hdl", "tc/hdl", "log tg", "glucose", "progress"]
 REAL = [i for i, name in enumerate(NAMES) if name != "sex"]
 whole = torch.from_numpy(np.c_[table.data, table.target]).float()
-whole[:, 1] -= 1  # the sex, 1 or 2, as 0 or 1
 whole = whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))]
+mean, sd = whole[:TRAIN].mean(0), whole[:TRAIN].std(0)
+mean[1], sd[1] = 1, 1  # the sex is 1 or 2 in the file
+whole = (whole - mean) / sd
 
 
 def holed(seed):
     """Return the table with a quarter of its entries NaN."""
-    generator = torch.Generator().manual_seed(seed)
-    return whole.where(torch.rand(whole.shape, generator=generator) > 0.25, torch.nan)
+    seen = torch.rand(whole.shape, generator=torch.Generator().manual_seed(seed)) > 0.25
+    return whole.where(seen, torch.nan)
 
 
+# %%
 pd.DataFrame(holed(0)[:4].numpy(), columns=NAMES).map("{:.1f}".format)
 
 # %% [markdown]
@@ -105,7 +114,6 @@ pd.DataFrame(holed(0)[:4].numpy(), columns=NAMES).map("{:.1f}".format)
 # further entries at every epoch, so that the encoder sees many patterns of holes.
 
 # %%
-TRAIN = 300  # rows; the others are for testing
 COLUMNS = [("normal", REAL, {"variance": "per-dimension"}), ("bernoulli", [1])]
 
 
@@ -115,19 +123,11 @@ def hide(x, generator):
     return x.where(torch.rand(x.shape, generator=generator) > share, torch.nan)
 
 
-def standardised(x, like):
-    """Return the table in standard deviations of the observed training entries."""
-    mean, sd = like[:TRAIN].nanmean(0), np.nanstd(like[:TRAIN], 0)
-    mean[1], sd[1] = 0, 1  # but not the sex
-    return (x - mean) / torch.as_tensor(sd)
-
-
 # %%
 def imputed_by_vae(x, seed):
     """Train on the first rows; return the others as `evidence.impute` fills them in."""
-    made = {"data_shape": (11,), "latent_dim": 6, "hidden": (64,), "seed": seed}
     options = {"likelihood": "masked:mixed", "likelihood_options": {"columns": COLUMNS}}
-    vae = build(**made, **options)
+    vae = build(data_shape=(11,), latent_dim=6, hidden=(64,), seed=seed, **options)
     vae.likelihood.start_at_mean(x[:TRAIN])
     settings = {"epochs": TABLE_EPOCHS, "batch_size": 50, "lr": 5e-3, "transform": hide}
     objective = objectives.IWAE(num_particles=20)
@@ -161,14 +161,12 @@ def rmse_and_sex(filled, true, missing):
 
 
 # %%
-found, scores = {}, {}
+filled, scores, true = {}, {}, whole[TRAIN:]
 for seed in SEEDS:
-    x = standardised(holed(seed), like=holed(seed))
-    true = standardised(whole, like=holed(seed))[TRAIN:]
-    filled = imputed_by_vae(x, seed)
-    found[seed] = filled, true
-    for name, values in {"VAE": filled.mean, **others(x)}.items():
-        scores[name, seed] = rmse_and_sex(values, true, filled.missing)
+    x = holed(seed)
+    filled[seed] = imputed_by_vae(x, seed)
+    for name, values in {"VAE": filled[seed].mean, **others(x)}.items():
+        scores[name, seed] = rmse_and_sex(values, true, x[TRAIN:].isnan())
 
 # %%
 rows = pd.DataFrame()
@@ -176,11 +174,14 @@ for name in ("VAE", "column mean", "IterativeImputer"):
     rmse, sex = torch.tensor([scores[name, seed] for seed in SEEDS]).T
     less = rmse - torch.tensor([scores["VAE", seed][0] for seed in SEEDS])
     for column, values in (("RMSE", rmse), ("sex right", sex), ("RMSE less the VAE's", less)):
-        error = values.std() / len(SEEDS) ** 0.5
-        rows.loc[name, column] = f"{values.mean():.3f} +- {error:.3f}"
+        rows.loc[name, column] = told(values, 3)
 rows
 
 # %% [markdown]
+# Both are far better than the mean of the column, and on this table neither is better than the
+# other by two standard errors: its columns are nearly linear in one another, which is all that a
+# linear regression asks. What the VAE adds is a likelihood for each kind of column, and draws.
+#
 # Does a 90 % interval cover 90 % of the removed entries? The draws of $p(x_\text{mis} |
 # x_\text{obs})$ give an interval for each entry; the truth is known, so it can be counted. You
 # will see the shares for four levels, with errors over the seeds, and in the picture the draws of
@@ -190,23 +191,21 @@ rows
 # %%
 LEVELS = torch.tensor([0.5, 0.8, 0.9, 0.95])
 covered = []
-for filled, true in found.values():
-    low, high = (filled.samples.quantile(q, 0) for q in ((1 - LEVELS) / 2, (1 + LEVELS) / 2))
+for found in filled.values():
+    low, high = (found.samples.quantile(q, 0) for q in ((1 - LEVELS) / 2, (1 + LEVELS) / 2))
     inside = ((low <= true) & (true <= high))[:, :, REAL]
-    covered.append(inside[:, filled.missing[:, REAL]].double().mean(1))
+    covered.append(inside[:, found.missing[:, REAL]].double().mean(1))
 covered = torch.stack(covered)
 for level, share in zip(LEVELS.tolist(), covered.T, strict=True):
-    error = share.std() / len(SEEDS) ** 0.5
-    print(f"{level:.0%} intervals cover {100 * share.mean():.1f} +- {100 * error:.1f} % of entries")
+    print(f"{level:.0%} intervals cover {told(100 * share, 1)} % of the removed entries")
 
 # %%
-filled, true = found[0]
-column = NAMES.index("tc/hdl")
-draws = filled.samples[..., column]
+found, column = filled[0], NAMES.index("tc/hdl")
+draws = found.samples[..., column]
 low, high = draws.quantile(torch.tensor([0.05, 0.95]), 0)
-width = (high - low).where(filled.missing[:, column], torch.nan)
+width = (high - low).where(found.missing[:, column], torch.nan)
 patients = [width.nan_to_num(torch.inf).argmin(), width.nan_to_num(-1).argmax()]
-known = [", ".join(np.array(NAMES)[~filled.missing[n].numpy()]) for n in patients]
+known = [", ".join(np.array(NAMES)[~found.missing[n].numpy()]) for n in patients]
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
@@ -226,6 +225,9 @@ right.legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
+# All four cover what they should to within two standard errors: the draws can be taken at their
+# word, on this table and with holes at random.
+#
 # ## 2. Counts
 #
 # Word counts that every Python has at hand: how often each keyword occurs in each module of the
@@ -301,8 +303,8 @@ def fitted(law, x):
 #
 # You will see $\log p(x)$ of held-out modules by importance samples, and what the negative binomial
 # has over the Poisson, with paired errors: by the ELBO, and by all draws. Where $\hat k$ is above
-# 0.7 the estimate is a lower bound only; a difference that is the guide's, not the likelihood's,
-# would shrink from the one column to the other.
+# 0.7 the estimate is a lower bound only. So the last line holds a few of the Poisson's against
+# `evidence.quadrature`, which has no sampling and no guide in it, but takes a second a module.
 
 # %%
 LAWS = {"poisson": Poisson, "negative-binomial": NegativeBinomial}
@@ -312,7 +314,7 @@ def compared(x):
     """Return both pairs, and the evidence of the test modules."""
     both = {name: fitted(law, x) for name, law in LAWS.items()}
     test = x[-100:][:TESTED], log_t[-100:][:TESTED]
-    options = {"num_particles": 5 * PARTICLES, "with_khat": True, "compile": "never"}
+    options = {"num_particles": 50 * PARTICLES, "with_khat": True, "compile": "never"}
     found = {k: evidence.summarise(v.model, v.guide, *test, **options) for k, v in both.items()}
     return both, found
 
@@ -328,17 +330,24 @@ table = pd.DataFrame()
 for name, by_law in {"keywords": found, "drawn as Poisson": found_of_drawn}.items():
     for law, terms in by_law.items():
         good = (terms.khat < 0.7).double().mean()
-        mean = terms.evidence.log_evidence.mean()
-        table.loc[name, law] = f"{mean:.1f} (k-hat < 0.7: {good:.0%})"
-    p, nb = by_law.values()
-    gains = {"ELBO": (nb.elbo, p.elbo)}
-    gains["log p(x)"] = nb.evidence.log_evidence, p.evidence.log_evidence
-    for column, (a, b) in gains.items():
-        gain, error = paired(a, b)
-        table.loc[name, f"gain, by {column}"] = f"{gain:.1f} +- {error:.1f}"
+        log_p = terms.evidence.log_evidence
+        table.loc[name, law] = f"{log_p.mean():.1f} (k-hat < 0.7: {good:.0%})"
+    of_poisson, of_nb = by_law.values()
+    table.loc[name, "gain, by ELBO"] = told(of_nb.elbo - of_poisson.elbo, 1)
+    gain = of_nb.evidence.log_evidence - of_poisson.evidence.log_evidence
+    table.loc[name, "gain, by log p(x)"] = told(gain, 1)
+few, poisson = slice(-100, -100 + PARTICLES // 25), both["poisson"]
+exact = evidence.quadrature(poisson.model, poisson.guide, counts[few], log_t[few]).log_evidence
+missed = exact - found["poisson"].evidence.log_evidence[: len(exact)]
+print(f"{len(exact)} modules: the Poisson's log p(x) is {missed.mean():.2f} nats above its bound")
 table
 
 # %% [markdown]
+# The keywords are overdispersed by more than $t$ and two latent numbers explain: the negative
+# binomial is ahead by many nats a module, by both columns. In the drawn table, where it should gain
+# nothing, it gains nothing. That the Poisson's $\log p(x)$ is a bound makes the gain too large, but
+# by little beside what it is.
+#
 # Which keywords are the overdispersed ones? The variance is $m + m^2/r$, so that $1/\sqrt r$ is the
 # standard deviation that a count has beyond Poisson noise, as a share of its mean. You will see it
 # for every keyword. Of the drawn table the truth is 0, which training, where $r$ starts at 1, can
@@ -359,6 +368,9 @@ axes.legend(frameon=False, fontsize=9)
 plt.show()
 
 # %% [markdown]
+# Words of plain control flow (`if`, `for`, `not`) come nearly in proportion to a module's length;
+# `elif`, `raise`, `class` and the constants are a matter of what a module is for.
+#
 # ## 3. Data with labels
 #
 # `pair="conditional-vae"`: $p(x|c) = \int p(x|z, c)\,p(z|c)\,dz$, with the label $c$ given to
@@ -389,7 +401,7 @@ for prior in ("standard-normal", "conditional-normal"):
 classes = torch.arange(10)
 first = torch.stack([digits.test[labels["test"] == c][0] for c in classes])
 drawn = [pair.sample(10, classes, seed=k, mean=True) for pair in of_class.values() for k in (0, 1)]
-plots.mosaic([first, *drawn], names=["test", "standard", "normal", "conditional", "normal"])
+plots.mosaic([first, *drawn], names=["test", "standard normal", "", "conditional normal", ""])
 
 # %% [markdown]
 # By Bayes' rule it is a classifier: $p(c|x) \propto p(x|c)$, where the classes are equally likely.
@@ -423,14 +435,16 @@ guesses["logistic regression"] = predicted
 table = pd.DataFrame()
 for name, log_c in guesses.items():
     right = (log_c.argmax(1) == truth).double()
-    of_truth = log_c.gather(1, truth[:, None])[:, 0]
-    table.loc[name, "right"] = f"{right.mean():.3f} +- {right.std() / len(right) ** 0.5:.3f}"
-    error = of_truth.std() / len(right) ** 0.5
-    table.loc[name, "log p(c|x)"] = f"{of_truth.mean():.3f} +- {error:.3f}"
+    of_truth = log_c[torch.arange(len(truth)), truth]
+    table.loc[name, ["right", "log p(c|x)"]] = told(right, 3), told(of_truth, 3)
 table
 
 # %% [markdown]
-# $p(x|c)$ was never trained to tell classes apart, only to say where the images of each lie.
+# $p(x|c)$ was never trained to tell classes apart, only to say where the images of each lie. With a
+# prior for each class it guesses as well as logistic regression, by the errors given, and much
+# better than with one prior for all. Its *probabilities* are another matter: the error of the mean
+# $\log p(c|x)$ is many times that of the regression, as a few images given a wrong class with near
+# certainty would make it.
 #
 # ## 4. A hundred labels
 #
@@ -451,14 +465,12 @@ known = partly >= 0
 
 # %%
 enum, by_pair = TraceEnum_ELBO(max_plate_nesting=1), {}
-stages = {
-    "100 alone": (known, LABELLED_EPOCHS, 1.0),
-    "and the rest": (known | True, ALL_EPOCHS, 3.0),
-}
+stages = {"100 alone": (known, LABELLED_EPOCHS, 1.0)}
+stages["and the rest"] = known | True, ALL_EPOCHS, 3.0
 for name, (rows, epochs, beta) in stages.items():
     some = digits.train[rows], partly[rows]
     fit(pair.model, pair.guide, some, enum, epochs=epochs, lr=3e-3, beta=beta, **EAGER)
-    by_pair[name] = pair.classify(digits.test).argmax(1) == labels["test"]
+    by_pair[name] = (pair.classify(digits.test).argmax(1) == labels["test"]).double()
 
 # %% [markdown]
 # You will see the share of right guesses on all test images, beside logistic regression on the same
@@ -469,29 +481,18 @@ for name, (rows, epochs, beta) in stages.items():
 # %%
 search = GridSearchCV(LogisticRegression(max_iter=2000), {"C": np.logspace(-3, 3, 7)})
 search.fit(as_rows["train"][known], partly[known])
-by_pair["logistic regression"] = torch.from_numpy(search.predict(as_rows["test"])) == labels["test"]
+guess = torch.from_numpy(search.predict(as_rows["test"]))
+by_pair["logistic regression"] = (guess == labels["test"]).double()
 table = pd.DataFrame()
 for name, right in by_pair.items():
-    share, (less, error) = right.double(), paired(right.double(), by_pair["and the rest"].double())
-    table.loc[name, "right"] = f"{share.mean():.3f} +- {share.std() / len(share) ** 0.5:.3f}"
-    if name != "and the rest":
-        table.loc[name, "less the whole"] = f"{less:.3f} +- {error:.3f}"
-table.astype(object).fillna("")
+    less = right - by_pair["and the rest"]
+    table.loc[name, ["right", "less the whole"]] = told(right, 3), told(less, 3)
+table
 
 # %% [markdown]
-# What is $z$, once the label has a place of its own? The rest: slant, width, weight of the pen. You
-# will see a test image on the left, and beside it every digit by the same $z$.
-
-# %%
-shown = torch.arange(0, 60, 12)
-hot = torch.eye(10)
-with torch.no_grad():
-    z = pair.posterior(digits.test[shown], hot[labels["test"][shown]]).mean
-    rows = [pair.decode(torch.cat([hot, w.expand(10, -1)], 1)).mean for w in z]
-rows = [torch.cat([digits.test[n, None], row]) for n, row in zip(shown, rows, strict=True)]
-plots.mosaic(rows, labels=[[]] * 4 + [["test image", *"0123456789"]])
-
-# %% [markdown]
+# The images without labels add to what the hundred teach the same pair. Against logistic regression
+# the difference is less than two of its errors on this one seed; README has it over five seeds.
+#
 # ## 5. Series
 #
 # $z_1 \to z_2 \to \dots$, each of which says what is seen at its step: `pair="sequence-vae"`. Two
@@ -532,23 +533,25 @@ def kalman(x):
 # %%
 train, test = simulate(1000, seed=0), simulate(2 * TESTED, seed=1)
 exact = kalman(test)
-print(f"log p(x) of the truth: {exact.mean():.2f} +- {exact.std() / len(exact) ** 0.5:.2f}")
+print(f"log p(x) of the truth: {told(exact)}")
 
 # %% [markdown]
-# Two pairs. The chain, with a linear transition and a linear decoder, holds the truth among what
-# it could learn. The other is a plain VAE that takes the whole series for one datum of
-# 24 numbers, and knows of no time.
+# The chain, with a linear transition and a linear decoder, has the truth among what it could learn.
+# It is trained twice, by the ELBO and by the importance-weighted bound of five draws. Beside it
+# stands a plain VAE that takes a series for one datum of 24 numbers, and knows of no time.
 
 # %%
 made = {"data_shape": (STEPS, 2), "likelihood": "normal", "posterior": "full-rank-normal"}
-options = {"pair": "sequence-vae", "pair_options": {"linear": True, "width": 32}}
+chain = {"pair": "sequence-vae", "pair_options": {"linear": True, "width": 32}, "hidden": ()}
+objective = objectives.IWAE(num_particles=5)
+settings = {"epochs": SERIES_EPOCHS, "batch_size": 50} | EAGER
 of_series = {
-    "sequence-vae": (build(**made, **options, latent_dim=2, hidden=()), 3e-2),
-    "vae": (build(**made, latent_dim=8, hidden=(100,)), 3e-3),
+    "sequence-vae": (build(**made, **chain, latent_dim=2), None, 2e-2),
+    "sequence-vae, IWAE(5)": (build(**made, **chain, latent_dim=2), objective, 2e-2),
+    "vae": (build(**made, hidden=(100,), latent_dim=8), None, 3e-3),
 }
-for pair, lr in of_series.values():
-    settings = {"epochs": SERIES_EPOCHS, "batch_size": 50, "lr": lr}
-    fit(pair.model, pair.guide, train, **settings, **EAGER)
+for pair, objective, lr in of_series.values():
+    fit(pair.model, pair.guide, train, objective, lr=lr, **settings)
 
 # %% [markdown]
 # You will see the evidence of held-out series less the exact one of the truth, paired, and the
@@ -558,45 +561,54 @@ for pair, lr in of_series.values():
 
 # %%
 table = pd.DataFrame()
-for name, (pair, _) in of_series.items():
-    options = {"num_particles": PARTICLES, "with_khat": not SMOKE, "compile": "never"}
+for name, (pair, *_) in of_series.items():
+    options = {"num_particles": PARTICLES, "with_khat": True, "compile": "never"}
     found = evidence.summarise(pair.model, pair.guide, test, **options)
     columns = {"ELBO": found.elbo, f"{PARTICLES} draws": found.evidence.log_evidence}
-    if name == "sequence-vae":
+    if name != "vae":
         columns["closed form"] = evidence.exact(pair.model, pair.guide, test).log_evidence
     for column, values in columns.items():
-        less, error = paired(values, exact)
-        table.loc[name, f"{column}, less the truth"] = f"{less:.2f} +- {error:.2f}"
-    if found.khat is not None:
-        table.loc[name, "k-hat < 0.7"] = f"{(found.khat < 0.7).double().mean():.0%}"
+        table.loc[name, f"{column} less the truth"] = told(values - exact)
+    good = (found.khat < 0.7).double().mean()
+    table.loc[name, "k-hat < 0.7"] = f"{good:.0%}"
 table.astype(object).fillna("")
 
 # %% [markdown]
+# All are within a nat of the exact $\log p(x)$, and the chain, which has the truth's form, is not
+# all the way there. A likely reason: the model bends to where its guide can follow, and this guide
+# takes $z_{t-1}$ through a tanh, where the true posterior is linear in it. Five draws ask less of
+# the guide: the model comes nearer to the truth, with an ELBO that is no better for it.
+#
 # You will see series as lines, real ones and some drawn from each pair; then, below, the
 # correlation of $x_t$ with $x_{t+k}$ over many series: the circle of eight steps.
 
 # %%
-drawn = {"real": test} | {name: pair.sample(2000) for name, (pair, _) in of_series.items()}
-figure, panels = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained", sharey=True)
-for axes, (name, series), colour in zip(panels, drawn.items(), (INK, BLUE, RED), strict=True):
+COLOURS = (INK, BLUE, GREEN, RED)
+drawn = {"real": simulate(2000, seed=2)}
+drawn |= {name: pair.sample(2000) for name, (pair, *_) in of_series.items()}
+figure, panels = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)
+for axes, (name, series), colour in zip(panels, drawn.items(), COLOURS, strict=True):
     axes.plot(range(1, STEPS + 1), series[:6, :, 0].T, ".-", color=colour, lw=0.8, alpha=0.8)
-    axes.set(title=name if name == "real" else f"drawn from {name}", xlabel="step t")
+    axes.set(title=name, xlabel="step t")
     axes.set_xticks(range(1, STEPS + 1, 2))
 panels[0].set(ylabel="first number of $x_t$")
 plt.show()
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-for (name, series), style in zip(drawn.items(), ("o", "-", "--"), strict=True):
-    both = torch.corrcoef(series[..., 0].T)
-    curve = [both.diagonal(k).mean() for k in range(STEPS - 1)]
-    axes.plot(curve, style, color={"o": INK, "-": BLUE, "--": RED}[style], label=name)
+for (name, series), colour in zip(drawn.items(), COLOURS, strict=True):
+    table = torch.corrcoef(series[..., 0].T)
+    curve = [table.diagonal(k).mean() for k in range(STEPS)]
+    axes.plot(curve, "o" if name == "real" else "-", color=colour, label=name)
 axes.axhline(0, color=GREY, lw=0.6)
 axes.set(xlabel="lag k, steps", ylabel="correlation")
 axes.legend(frameon=False, fontsize=9)
 plt.show()
 
 # %% [markdown]
+# The chain by the ELBO has learnt too weak a correlation, the one by five draws less so. The plain
+# VAE has the correlations best, and in this run the evidence worst: they are not all of a law.
+#
 # ---
 # What to take for what:
 #
