@@ -123,6 +123,18 @@ def test_what_is_printed_names_the_file(folder):
     assert few.startswith("new.npy, 2 data; ")
 
 
+def test_images_may_be_flat_rows(folder):
+    images = raw_test(folder / "digits")
+    np.save("new.npy", images)
+    rows = pd.DataFrame(images.flatten(1).numpy().astype(int)).add_prefix("pixel ")
+    rows.to_csv("flat.csv", index=False)
+    own, flat = (
+        json.loads(invoke("evaluate", folder / "digits", "--data", name, *FEW).stdout)
+        for name in ("new.npy", "flat.csv")
+    )
+    assert (own.pop("data"), flat.pop("data")) == ("new.npy", "flat.csv") and own == flat
+
+
 def test_exact_evidence_of_new_data(folder):
     np.save("new.npy", raw_test(folder / "curve")[:3])
     words = ["evaluate", folder / "curve", "--evidence", "exact", "--num-particles", 30, "--json"]
@@ -324,7 +336,7 @@ BAD = {  # run, file, what it holds, what is said
     "no levels": ("digits", "x.npy", np.full((4, 8, 8), 0.5), "whole numbers 0, ..., 16 in x.npy"),
     "too high": ("dynamic", "x.npy", np.full((4, 8, 8), 17), "256 that are not, the first 17"),
     "scaled": ("unit", "x.npy", np.eye(8)[None], "got 0 and 1 alone, as if scaled already"),
-    "shape": ("digits", "x.npy", np.ones((4, 64)), "expected data (N, 8, 8), as those of"),
+    "shape": ("digits", "x.npy", np.ones((4, 7, 8)), "expected data (N, 8, 8), as those of"),
     "flat": ("digits", "x.npy", np.ones(64), "array (N, ...) with a row a datum in x.npy"),
     "missing": ("table", "x.npy", np.full((4, 3), np.nan), "got 12 that are not, the first nan"),
     "infinite": ("masked", "x.npy", np.full((4, 3), np.inf), "the first inf at index (0, 0)"),

@@ -1,5 +1,6 @@
 """The data of a run, loaded as it was trained on them; and new data, treated as those."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def load_new(run: Path, path: Path, data_dir: Path | None = None) -> datasets.Da
     Levels are scaled as the run's were; what was binarised or dequantised is, by the one draw with
     a fixed seed that the test data had. Nothing is split: an archive of several splits is joined,
     train, validation and test. Where the run and the file both name columns, these are taken by
-    name, in the run's order.
+    name, in the run's order. An image may be a flat row, its lines one after another.
 
     Args:
         run: the directory.
@@ -238,6 +239,8 @@ def load_new(run: Path, path: Path, data_dir: Path | None = None) -> datasets.Da
     raw = read_file(path, source.get("missing", False))
     array = np.concatenate([raw.arrays[s] for s in ("all", *datasets.SPLITS) if s in raw.arrays])
     shape = tuple(config["build"]["data_shape"])
+    if array.shape[1:] == (math.prod(shape),):
+        array = array.reshape(-1, *shape)
     if array.shape[1:] != shape:
         raise ValueError(
             f"expected data {_shape(shape)}, as those of {run}; {path} holds "
