@@ -10,8 +10,8 @@ from pairs_of_users import plain_model
 from test_importance import linear_gaussian
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from pyrovae import build, evidence
-from pyrovae.evidence import inference
+from pyrovae import build, evidence, fit
+from pyrovae.evidence import families, inference
 
 
 def off(scale=0.3):
@@ -141,7 +141,7 @@ def test_any_guide_of_a_module_is_trained_as_a_copy():
     before = {k: v.clone() for k, v in vae.state_dict().items()}
     names = set(pyro.get_param_store().keys())
     exact = evidence.exact(vae.model, vae.guide, x)
-    found = evidence.gaps(vae.model, vae.guide, x, log_evidence=exact, lr=0.02)
+    found = evidence.gaps(vae.model, vae.guide, x, log_evidence=exact)
     assert all(torch.equal(v, before[k]) for k, v in vae.state_dict().items())
     assert all(p.grad is None for p in vae.parameters())
     new = set(pyro.get_param_store().keys()) - names
@@ -150,6 +150,22 @@ def test_any_guide_of_a_module_is_trained_as_a_copy():
     assert float(found.amortization.max()) > 0.1
     assert bool((found.approximation > -3.5 * found.approximation_se).all())
     assert bool((found.approximation < 0.3).all())
+
+
+def test_a_copy_takes_steps_that_its_weights_bear(monkeypatch):
+    """With a normal guide's rate, counted in its standard deviations, the second is NaN."""
+    vae = build(
+        pair="hierarchical-vae", data_shape=(64,), latent_dim=4, likelihood="binomial", seed=0,
+        likelihood_options={"total_count": 16},
+    )  # fmt: skip
+    x = vae.sample(200, seed=1)
+    fit(vae.model, vae.guide, x, epochs=3, seed=0)
+    monkeypatch.setattr(inference, "LOOKS", 3)
+    found = evidence.gaps(vae.model, vae.guide, x[:2], num_particles=200)
+    assert bool((found.amortization > 3 * found.amortization_se).all())
+    monkeypatch.setattr(families.Copied, "unit", 1.0)
+    with pytest.raises((FloatingPointError, ValueError), match="finite|invalid values"):
+        evidence.gaps(vae.model, vae.guide, x[:2], num_particles=200)
 
 
 def test_what_generalises_less_has_a_larger_gap():

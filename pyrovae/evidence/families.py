@@ -21,11 +21,13 @@ class Each:
     Attributes:
         n: how many data.
         draws: a datum, of which a step's gradient is made.
+        unit: of the parameters, a small part of which is a fair step.
         parameters: leaf tensors, a row a datum; at their start q_n is the guide's q(z|x_n).
     """
 
     n: int
     draws = 16
+    unit = 1.0
     parameters: list[Tensor]
 
     def log_weights(self, k: int, seed: int) -> Tensor:
@@ -116,6 +118,7 @@ class Copied(Each):
     """The guide itself, a copy of it trained on one datum."""
 
     n = 1
+    unit = 0.02  # weights of a network, where Normals' parameters are standard deviations
 
     def __init__(
         self,

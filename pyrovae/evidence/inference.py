@@ -102,7 +102,8 @@ def gaps(
         log_evidence: log p(x) (N,), or what an estimator of it returned; by default the importance
             estimate of q*'s draws, a lower bound on average.
         num_particles: draws a datum of which ELBOs and that estimate are made.
-        lr: learning rate of the first round, in standard deviations of a normal guide.
+        lr: learning rate of the first round, in standard deviations of a normal guide; of the
+            weights of another a fiftieth of it.
         seed: of the draws.
         progress: tell what there is to do, and show a bar, on stderr.
         resume: a .safetensors file that keeps what is done, and from which to go on.
@@ -221,7 +222,7 @@ def _ascend(each: Each, lr: float, seed: int) -> None:
         stale = 0
         descend(
             lambda epoch: [(step, 1.0)] * STEPS, each.parameters,
-            epochs=LOOKS, steps_per_epoch=STEPS, lr=lr * factor,
+            epochs=LOOKS, steps_per_epoch=STEPS, lr=lr * factor * each.unit,
             after_epoch=look,
         )  # fmt: skip
         with torch.no_grad():
