@@ -487,6 +487,7 @@ def log_cells(vae):
     return (log_joint - q.log_prob(z)).logsumexp(0) - math.log(PARTICLES)
 
 
+# %%
 for name in ("shared", "per-dimension", "predicted"):
     gap, se = paired(log_cells(normals[name]), log_mass[f"normal, {name}"])
     print(f"normal, {name}: dequantising costs {gap / BIT:.3f} +- {se / BIT:.3f} bits a pixel")

@@ -314,7 +314,8 @@ def narrow(x):
 """
 
 
-def test_check(run, tmp_path):
+def test_check(run, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     (tmp_path / "mine.py").write_text(PAIR)
     words = ["--data", "digits", "--binarize", "threshold"]
     good = run("check", "mine:vae.model", "mine:vae.guide", *words)

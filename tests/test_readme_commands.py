@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,7 @@ def test_commands_run(lines, folder, tmp_path, monkeypatch):
     home = shutil.copytree(folder, tmp_path / "home")
     monkeypatch.chdir(home)
     monkeypatch.syspath_prepend(home)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     monkeypatch.setenv("PYROVAE_DATA", str(home / "data"))
     monkeypatch.setattr(plots, "save_all", lambda *args: [])
     if any("table.parquet" in line for line in lines):

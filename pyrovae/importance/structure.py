@@ -241,8 +241,8 @@ def inspect(
             if cause is None and "constraint" in reason and largest > LARGE:
                 cause = (
                     "expected data that the networks' first weights can take; got numbers as "
-                    f"large as {largest:.3g}: scale them, to unit variance for instance; for counts, "
-                    "which are what they are, give the posterior an input_scale (1e-3, say)"
+                    f"large as {largest:.3g}: scale them, to unit variance for instance; counts "
+                    "are what they are: give the posterior an input_scale (1e-3, say)"
                 )
             raise ValueError(
                 f"the pair cannot be run on {len(x)} rows: {reason}"
