@@ -329,3 +329,19 @@ def test_every_likelihood_in_a_pair(case):
     x = vae.sample(3)
     assert x.shape == (3, *vae.likelihood.data_shape)
     assert log_weights(vae.model, vae.guide, x, num_particles=4).isfinite().all()
+
+
+def test_data_too_large_for_the_first_weights_are_told_so():
+    """And what the message names, an input_scale, is the remedy."""
+    x = torch.full((4, 6), 3e5)
+    options = {"data_shape": (6,), "latent_dim": 2, "likelihood": "poisson", "hidden": (8,)}
+    vae = build(**options)
+    with pytest.raises(ValueError, match=r"as large as 3e\+05: scale them.*an input_scale"):
+        log_weights(vae.model, vae.guide, x)
+    scaled = build(**options, posterior_options={"input_scale": 1e-5})
+    assert bool(log_weights(scaled.model, scaled.guide, x).isfinite().all())
+    with torch.no_grad():
+        vae.posterior.net.output.bias.fill_(math.nan)
+    with pytest.raises(ValueError) as refused:  # another cause, with data that are small
+        log_weights(vae.model, vae.guide, torch.ones(4, 6))
+    assert "input_scale" not in str(refused.value)
